@@ -1,9 +1,11 @@
-"""Builds the one C++ extension, hybrid_k2._cpu, with nothing but g++ and pybind11; the metadata is in pyproject.toml.
+"""Builds the one C++ extension, hybrid_k2._cpu, with nothing but g++ and pybind11; the metadata is
+in pyproject.toml.
 
-Every file cpp_ext/kernels/<tier>/<quant>.cpp becomes an object of its own, compiled with its tier's instruction set, and all
-objects are linked into one shared library that chooses among them at run time. Where there is no compiler the package
-installs without the extension (experts then run on numba, several times slower) and says so.
-HYBRID_K2_STRICT_BUILD=1 makes a warning, and a missing compiler, an error: `make` and CI set it.
+Every file cpp_ext/kernels/<tier>/<quant>.cpp becomes an object of its own, compiled with its tier's
+instruction set, and all objects are linked into one shared library that chooses among them at run
+time. Where there is no compiler the package installs without the extension (experts then run on
+numba, several times slower) and says so. HYBRID_K2_STRICT_BUILD=1 makes a warning, and a missing
+compiler, an error: `make` and CI set it.
 """
 
 import os
@@ -19,8 +21,9 @@ from setuptools.command.build_ext import build_ext
 STRICT = os.environ.get("HYBRID_K2_STRICT_BUILD", "") == "1"
 SOURCE_DIR = Path("cpp_ext")
 
-# Never -march=native (the build must run elsewhere), -ffast-math or -Ofast (at link time they turn on flush-to-zero for the
-# whole Python process), nor LTO (it may merge a baseline function with its AVX-512 copy).
+# Never -march=native (the build must run elsewhere), -ffast-math or -Ofast (at link time they turn
+# on flush-to-zero for the whole Python process), nor LTO (it may merge a baseline function with its
+# AVX-512 copy).
 COMMON_FLAGS = [
     *("-O3", "-std=c++17", "-g0", "-pthread", "-fvisibility=hidden", "-fno-semantic-interposition"),
     *("-fno-math-errno", "-fno-trapping-math", "-fno-lto"),
@@ -37,11 +40,12 @@ ISA_FLAGS = {
 IS_X86_64 = platform.machine().lower() in ("x86_64", "amd64")
 
 NO_EXTENSION = """
-***************************************************************************************************************
+****************************************************************************************************
 WARNING: hybrid-k2 is being installed WITHOUT its C++ kernels: {reason}
-The experts will run on numba instead, several times slower. Install g++ (Debian, Ubuntu: apt install g++
-python3-dev; Fedora: dnf install gcc-c++ python3-devel) and install hybrid-k2 again. `hybrid-k2 doctor` tells.
-***************************************************************************************************************
+The experts will run on numba instead, several times slower. Install g++ and Python's headers
+(Debian, Ubuntu: apt install g++ python3-dev; Fedora: dnf install gcc-c++ python3-devel), then
+install hybrid-k2 again. `hybrid-k2 doctor` tells which kernels are in use.
+****************************************************************************************************
 """
 
 
@@ -53,18 +57,18 @@ def sources() -> list[str]:
 
 
 def every_file() -> list[str]:
-    """All files below cpp_ext: the extension depends on each, or an edited kernel is compiled and not linked."""
+    """All files below cpp_ext; depending on each makes setuptools see every edit."""
     return [path.as_posix() for path in sorted(SOURCE_DIR.rglob("*")) if path.is_file()]
 
 
 def isa_flags(source: str) -> list[str]:
-    """The instruction-set flags of a source: its folder's for a kernel, none for everything else."""
+    """The instruction-set flags of a source: its folder's for a kernel, else none."""
     folder = Path(source).parent
     return ISA_FLAGS[folder.name] if folder.parent.name == "kernels" else []
 
 
 class BuildKernels(build_ext):
-    """Compiles each object with its own flags, all cores at once, and only what is older than its source or a header."""
+    """Compiles on all cores, each object with its own flags, and only what has changed."""
 
     def finalize_options(self) -> None:
         super().finalize_options()
@@ -73,7 +77,7 @@ class BuildKernels(build_ext):
         self.build_temp = os.path.join("build", f"temp.{tag}")
 
     def build_extension(self, ext: Extension) -> None:
-        """Builds the extension; without a working compiler, says so and leaves it out (unless the build is strict)."""
+        """Builds the extension, or, where that fails and the build is not strict, leaves it out."""
         try:
             self._compile_and_link(ext)
         except Exception as error:
@@ -120,7 +124,8 @@ setup(
         "hybrid_k2.cli",
         "hybrid_k2.optimize_rules",
     ],
-    # The two folders that a user looks for stand at the top; installed, they are part of the package.
+    # The two folders that a user looks for stand at the top; installed, they are part of the
+    # package.
     package_dir={"hybrid_k2.cli": "cli", "hybrid_k2.optimize_rules": "optimize_rules"},
     package_data={
         "hybrid_k2.optimize_rules": ["*.yaml", "README.md"],

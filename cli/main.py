@@ -1,7 +1,8 @@
-"""The `hybrid-k2` command: finds the command's module, and turns errors into one line and an exit status.
+"""The `hybrid-k2` command: finds the command's module, turns errors into a line and an exit code.
 
-Owns the list of commands, `--version`, `-v` and the exit codes (0 done, 1 failed, 2 wrong input, 130 interrupted). Knows
-nothing of what the commands do: each lies in a module of its own that exports `command` and is imported when it is called.
+Owns the list of commands, `--version`, `-v` and the exit codes (0 done, 1 failed, 2 wrong input,
+130 interrupted). Knows nothing of what the commands do: each lies in a module of its own that
+exports `command` and is imported when it is called.
 """
 
 import logging
@@ -49,16 +50,16 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs the command line; a known error ends as one line on stderr and its exit code, with no traceback.
+        """Runs the command line; a known error ends as one line on stderr and its exit code.
 
-        `-v` shows the traceback too. An error that is not listed here is a bug, and keeps its traceback.
+        `-vv` shows its traceback too. An error of another class is a bug and keeps its traceback.
         """
         try:
             return super().main(*args, **kwargs)
         except HybridK2Error as error:
             sys.exit(_report(error, error.exit_code))
         except BrokenPipeError:
-            # The reader (`| head`) went away: point stdout at nothing so that the flush at exit is silent too.
+            # The reader (`| head`) went away; the flush at exit must not complain either.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         except KeyboardInterrupt:

@@ -1,7 +1,7 @@
-"""What every test folder shares: the repository's root, Kimi K2's real tokenizer data, the demo model, an empty environment.
+"""What every test folder shares: the repository's root, K2's own data files, a clean environment.
 
-Data that may not be committed is looked for beside the checkout; a test that needs it is skipped, with the reason, where
-it is absent. Owns no model builders: those are in `gguf_factory.py`.
+Data that may not be committed is looked for beside the checkout; a test that needs it is skipped,
+with the reason, where it is absent. Owns no model builders: those are in `gguf_factory.py`.
 """
 
 import os
@@ -20,7 +20,7 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def k2_data() -> Path:
-    """The folder with Kimi-K2-Instruct's own config and tokenizer files, which lie beside the checkout."""
+    """The folder with Kimi-K2-Instruct's own config and tokenizer files."""
     folder = ROOT.parent / "shared" / "data" / "kimi-k2"
     if not (folder / "tiktoken.model").is_file():
         pytest.skip("../shared/data/kimi-k2 (K2's config.json and tiktoken.model) absent")
