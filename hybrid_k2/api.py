@@ -1,0 +1,143 @@
+"""The public `Engine`: a model opened for use, with its tokenizer and chat template beside the
+engine proper.
+
+The engine itself (`hybrid_k2.engine`) turns token ids into token ids and knows no text; this joins
+the two for the CLI, the server and Python users. Knows nothing of terminals or HTTP.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from hybrid_k2 import demo_model
+from hybrid_k2.checkpoint import Checkpoint, open_checkpoint
+from hybrid_k2.config import K2Config, RuntimeConfig
+from hybrid_k2.engine import EngineCore, SamplingParams
+from hybrid_k2.errors import TokenizerError
+from hybrid_k2.rules import Plan, load_rules, make_plan, probe_hardware
+from hybrid_k2.text import ChatTemplate, Tokenizer
+
+Progress = Callable[[str, int, int], None]  # phase, bytes done, bytes in all
+
+
+class Engine:
+    """A loaded Kimi K2. Use as a context manager, or call close(). One thread at a time."""
+
+    def __init__(
+        self, core: EngineCore, checkpoint: Checkpoint, plan: Plan, notice: str | None
+    ) -> None:
+        """Use `Engine.open`; this only joins the parts. `notice` is something the user should be
+        told about the model.
+        """
+        self.core = core
+        self.plan = plan
+        self.notice = notice
+        self._checkpoint = checkpoint
+        self._tokenizer: Tokenizer | None = None
+        self._template: ChatTemplate | None = None
+
+    @classmethod
+    def open(
+        cls,
+        model: str | Path | None = None,
+        rules: str | Path = "auto",
+        model_path: str | Path | None = None,
+        progress: Progress | None = None,
+        **runtime: Any,
+    ) -> Self:
+        """Opens a model: reads its header, plans it by the rules, checks that it fits, and loads
+        it.
+
+        model: a GGUF file, the first file of a split set, or a directory of them; None is the demo
+        model that comes
+            with the package.
+        rules: `auto`, the name of a rule file that comes with the package, or a path.
+        model_path: a Hugging Face directory with config.json and the tokenizer, for a GGUF without
+        them.
+        progress: called as progress(phase, bytes done, bytes in all) while loading.
+        runtime: fields of RuntimeConfig (context, num_threads, prefill_chunk, ...).
+        Raises ModelFileError, RuleError or PlanError before anything is loaded.
+        """
+        settings = RuntimeConfig.from_env(**runtime)
+        checkpoint = open_checkpoint(
+            Path(model) if model is not None else demo_model.path(),
+            model_path=Path(model_path) if model_path is not None else None,
+        )
+        try:
+            plan = make_plan(
+                checkpoint.modules(),
+                checkpoint.config,
+                load_rules(rules),
+                settings,
+                probe_hardware(),
+            )
+            core = EngineCore.open(checkpoint, plan, settings, progress)
+        except BaseException:
+            checkpoint.close()
+            raise
+        return cls(core, checkpoint, plan, demo_model.NOTICE if model is None else None)
+
+    @property
+    def config(self) -> K2Config:
+        return self._checkpoint.config
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def is_demo(self) -> bool:
+        return self.notice is not None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """From the Hugging Face directory where one was given, else from the GGUF; read at first
+        use.
+        """
+        if self._tokenizer is None:
+            if self._checkpoint.tokenizer_dir is not None:
+                self._tokenizer = Tokenizer.from_directory(self._checkpoint.tokenizer_dir)
+            elif "tokenizer.ggml.tokens" in self._checkpoint.metadata:
+                self._tokenizer = Tokenizer.from_gguf(self._checkpoint.metadata)
+            else:
+                raise TokenizerError(
+                    f"{self._checkpoint.files[0]}: carries no tokenizer; give the directory with "
+                    "tiktoken.model and tokenizer_config.json with --model-path DIR"
+                )
+        return self._tokenizer
+
+    @property
+    def template(self) -> ChatTemplate:
+        if self._template is None:
+            self._template = ChatTemplate.for_model(self.tokenizer, self._checkpoint.metadata)
+        return self._template
+
+    def logits(self, token_ids: Sequence[int]) -> np.ndarray:
+        """Teacher-forced: float32 [n, vocab], row i predicting token i + 1."""
+        return self.core.logits(token_ids)
+
+    def generate(
+        self, token_ids: Sequence[int], params: SamplingParams | None = None
+    ) -> Iterator[int]:
+        """Yields the answer's token ids as they are sampled; the end-of-turn token is not among
+        them.
+        """
+        return self.core.generate(token_ids, params or SamplingParams())
+
+    def close(self) -> None:
+        self.core.close()
+        self._checkpoint.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

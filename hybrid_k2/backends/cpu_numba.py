@@ -1,0 +1,200 @@
+"""The CPU kernels where no compiler was there at install: the same interface, compiled by numba at
+first use.
+
+A row is decoded to float32 and multiplied with every token's activations while it is in cache.
+Types without a decoder here are dequantised by torch, a few rows at a time. Activations stay
+float32, so results are a little more accurate than the C++ kernels' and much slower. Knows nothing
+of modules or of the model.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from hybrid_k2.quant.stored import StoredTensor
+
+_HALF = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)  # f16 bits -> value
+_TORCH_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class NumbaMatrix:
+    """A stack of matrices in their stored blocks: row r of matrix s is `rows[s, r]`."""
+
+    stored: StoredTensor
+    rows: np.ndarray  # [stack, rows, row_bytes] uint8
+    num_cols: int
+
+    @property
+    def num_rows(self) -> int:
+        return self.rows.shape[1]
+
+
+class NumbaKernels:
+    """`SLOWDOWN` is decode of a Q4_K layer against the AVX-512 tier, 2 cores of a Sapphire Rapids,
+    2026-11-22.
+    """
+
+    SLOWDOWN = 4
+
+    def __init__(self, num_threads: int) -> None:
+        numba.set_num_threads(min(num_threads, numba.config.NUMBA_NUM_THREADS))
+
+    def matrix(self, stored: StoredTensor) -> NumbaMatrix:
+        stack = stored.shape[0] if len(stored.shape) == 3 else 1
+        return NumbaMatrix(
+            stored, stored.data.reshape(stack, stored.shape[-2], -1), stored.shape[-1]
+        )
+
+    def linear(self, matrix: NumbaMatrix, x: torch.Tensor) -> torch.Tensor:
+        return self._product(matrix, 0, x)
+
+    def batched_linear(self, matrix: NumbaMatrix, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([self._product(matrix, s, x[s]) for s in range(x.shape[0])])
+
+    def moe(
+        self,
+        gate: NumbaMatrix,
+        up: NumbaMatrix,
+        down: NumbaMatrix,
+        x: torch.Tensor,
+        expert_ids: torch.Tensor,
+        weights: torch.Tensor,
+    ) -> torch.Tensor:
+        y = torch.zeros_like(x)
+        for expert_id in expert_ids.unique().tolist():
+            if expert_id < 0:
+                continue
+            tokens, choice = (expert_ids == expert_id).nonzero(as_tuple=True)
+            routed = x[tokens]
+            mid = F.silu(self._product(gate, expert_id, routed)) * self._product(
+                up, expert_id, routed
+            )
+            out = self._product(down, expert_id, mid) * weights[tokens, choice, None]
+            y.index_add_(0, tokens, out)
+        return y
+
+    def _product(self, matrix: NumbaMatrix, s: int, x: torch.Tensor) -> torch.Tensor:
+        """x [T, cols] times matrix s of the stack, transposed: [T, rows]."""
+        name = matrix.stored.quant.name
+        if name not in _DECODERS:
+            return _torch_product(matrix, s, x)
+        y = np.empty((matrix.num_rows, x.shape[0]), np.float32)
+        _matmul(name)(matrix.rows[s], x.contiguous().numpy(), _HALF, y)
+        return torch.from_numpy(y).T
+
+
+def _torch_product(matrix: NumbaMatrix, s: int, x: torch.Tensor) -> torch.Tensor:
+    parts = []
+    for first in range(0, matrix.num_rows, _TORCH_ROWS):
+        blocks = torch.from_numpy(np.array(matrix.rows[s, first : first + _TORCH_ROWS]))
+        parts.append(F.linear(x, matrix.stored.quant.dequantise(blocks)))
+    return torch.cat(parts, dim=-1)
+
+
+@cache
+def _matmul(name: str) -> Callable[..., Any]:
+    """Compiles rows [R, bytes], x [T, cols], half, y [R, T] -> None for one type; seconds at the
+    first call.
+    """
+    decode = numba.njit(_DECODERS[name])
+
+    @numba.njit(parallel=True, fastmath={"reassoc", "contract"})
+    def matmul(rows, x, half, y):
+        for r in numba.prange(rows.shape[0]):
+            weights = np.empty(x.shape[1], np.float32)
+            decode(rows[r], half, weights)
+            for t in range(x.shape[0]):
+                total = np.float32(0)
+                for c in range(x.shape[1]):
+                    total += weights[c] * x[t, c]
+                y[r, t] = total
+
+    return matmul
+
+
+def _scale(row, at, half):
+    return half[np.int64(row[at]) | (np.int64(row[at + 1]) << 8)]
+
+
+_scale = numba.njit(_scale, inline="always")
+
+
+def _decode_f32(row, half, out):
+    out[:] = row.view(np.float32)
+
+
+def _decode_f16(row, half, out):
+    for i in range(out.size):
+        out[i] = _scale(row, 2 * i, half)
+
+
+def _decode_bf16(row, half, out):
+    bits = row.view(np.uint16).astype(np.uint32) << np.uint32(16)
+    out[:] = bits.view(np.float32)
+
+
+def _decode_q8_0(row, half, out):
+    for block in range(out.size // 32):
+        at = 34 * block
+        d = _scale(row, at, half)
+        for i in range(32):
+            out[32 * block + i] = d * np.int8(row[at + 2 + i])
+
+
+def _decode_q4_0(row, half, out):
+    for block in range(out.size // 32):
+        at = 18 * block
+        d = _scale(row, at, half)
+        for i in range(16):
+            byte = row[at + 2 + i]
+            out[32 * block + i] = d * (np.int32(byte & 15) - 8)
+            out[32 * block + 16 + i] = d * (np.int32(byte >> 4) - 8)
+
+
+def _decode_q4_k(row, half, out):
+    for block in range(out.size // 256):
+        at = 144 * block
+        d, dmin = _scale(row, at, half), _scale(row, at + 2, half)
+        for j in range(8):
+            if j < 4:
+                scale, low = row[at + 4 + j] & 63, row[at + 8 + j] & 63
+            else:
+                scale = (row[at + 8 + j] & 15) | ((row[at + j] >> 6) << 4)
+                low = (row[at + 8 + j] >> 4) | ((row[at + 4 + j] >> 6) << 4)
+            a, b = d * np.float32(scale), dmin * np.float32(low)
+            shift = 4 * (j & 1)
+            for i in range(32):
+                code = (row[at + 16 + 32 * (j >> 1) + i] >> shift) & 15
+                out[256 * block + 32 * j + i] = a * np.float32(code) - b
+
+
+def _decode_q6_k(row, half, out):
+    for block in range(out.size // 256):
+        at = 210 * block
+        d = _scale(row, at + 208, half)
+        for i in range(256):
+            part, j = i >> 7, i & 127
+            low = (row[at + 64 * part + (j & 63)] >> (4 * (j >> 6))) & 15
+            high = (row[at + 128 + 32 * part + (j & 31)] >> (2 * (j >> 5))) & 3
+            scale = np.int8(row[at + 192 + (i >> 4)])
+            out[256 * block + i] = (
+                d * np.float32(scale) * np.float32((np.int32(low) | (np.int32(high) << 4)) - 32)
+            )
+
+
+_DECODERS = {
+    "F32": _decode_f32,
+    "F16": _decode_f16,
+    "BF16": _decode_bf16,
+    "Q8_0": _decode_q8_0,
+    "Q4_0": _decode_q4_0,
+    "Q4_K": _decode_q4_k,
+    "Q6_K": _decode_q6_k,
+}

@@ -1,0 +1,51 @@
+"""The SwiGLU feed-forward of dense layers and of the shared expert: down(silu(gate(x)) * up(x))."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+
+from hybrid_k2.backends.context import BackendContext
+from hybrid_k2.backends.linear import GpuWeight
+from hybrid_k2.quant.stored import StoredTensor
+
+
+class MlpCpu:
+    """A mixture of one expert, so that gate, up, SiLU and down run in one parallel region of the
+    same kernel.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, tensors: Mapping[str, StoredTensor], context: BackendContext) -> None:
+        self._kernels = context.kernels
+        self._matrices = [
+            context.kernels.matrix(replace(tensors[name], shape=(1, *tensors[name].shape)))
+            for name in ("gate_proj", "up_proj", "down_proj")
+        ]
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x: [T, hidden] float32. Returns the same shape on the CPU."""
+        expert_ids = torch.zeros(x.shape[0], 1, dtype=torch.int32)
+        return self._kernels.moe(*self._matrices, x.cpu(), expert_ids, torch.ones(x.shape[0], 1))
+
+
+class MlpGpu:
+    def __init__(
+        self,
+        tensors: Mapping[str, StoredTensor],
+        context: BackendContext,
+        device: str = "cuda:0",
+        weights: str = "stored",
+    ) -> None:
+        self.device = torch.device(device)
+        self._gate, self._up, self._down = (
+            GpuWeight(tensors[name], self.device, weights)
+            for name in ("gate_proj", "up_proj", "down_proj")
+        )
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x: [T, hidden] float32. Returns the same shape on `device`."""
+        x = x.to(self.device)
+        return self._down.matmul(F.silu(self._gate.matmul(x)) * self._up.matmul(x))

@@ -1,0 +1,31 @@
+"""RMSNorm in float32: x * rsqrt(mean(x^2) + eps) * weight."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+
+from hybrid_k2.backends.context import BackendContext
+from hybrid_k2.quant.stored import StoredTensor
+
+
+class Norm:
+    def __init__(
+        self,
+        tensors: Mapping[str, StoredTensor],
+        context: BackendContext,
+        device: str = "cpu",
+        eps: float = 0.0,
+    ) -> None:
+        """eps 0 means the config's rms_norm_eps, which vLLM and llama.cpp use for every norm;
+        Moonshot's own modelling
+        code builds q_a/kv_a_layernorm with 1e-6 whatever the config says, and a rule can ask for
+        that.
+        """
+        self.device = torch.device(device)
+        self._weight = tensors["weight"].dequantise().to(self.device)
+        self._eps = eps or context.config.rms_norm_eps
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x: [T, n] float32. Returns the same shape on `device`."""
+        return F.rms_norm(x.to(self.device), self._weight.shape, self._weight, self._eps)

@@ -1,0 +1,53 @@
+"""Which experts a token goes to, and with what weight: DeepSeek-V3's noaux_tc gate (arXiv
+2412.19437, section 2.1.2).
+"""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+
+from hybrid_k2.backends.context import BackendContext
+from hybrid_k2.config import K2Config
+from hybrid_k2.quant.stored import StoredTensor
+
+
+class Router:
+    def __init__(
+        self, tensors: Mapping[str, StoredTensor], context: BackendContext, device: str = "cpu"
+    ) -> None:
+        self.device = torch.device(device)
+        self._config = context.config
+        self._bias = tensors["e_score_correction_bias"].dequantise().to(self.device)
+        if self.device.type == "cpu":
+            self._kernels = context.kernels
+            self._matrix = context.kernels.matrix(tensors["weight"])
+        else:
+            self._kernels = None
+            self._weight = tensors["weight"].dequantise().to(self.device)
+
+    def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """x: [T, hidden] float32. Returns expert ids [T, K] int32 and their weights [T, K]
+        float32, on `device`.
+        """
+        x = x.to(self.device)
+        if self._kernels is not None:
+            logits = self._kernels.linear(self._matrix, x)
+        else:
+            logits = F.linear(x, self._weight)
+        return route(logits, self._bias, self._config)
+
+
+def route(
+    logits: torch.Tensor, bias: torch.Tensor, config: K2Config
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The bias steers only the choice; the weights come from the unbiased scores.
+
+    logits: [T, E] float32.  bias: [E] float32.  Returns ids [T, K] int32, weights [T, K] float32.
+    """
+    scores = logits.sigmoid()
+    ids = torch.topk(scores + bias, config.num_experts_per_tok, dim=-1, sorted=False).indices
+    weights = scores.gather(-1, ids)
+    if config.norm_topk_prob:
+        weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+    return ids.to(torch.int32), weights * config.routed_scaling_factor

@@ -1,0 +1,3 @@
+"""The model: Kimi K2's forward pass, its positions and its cache. Knows nothing of files, rules or
+text.
+"""

@@ -1,0 +1,180 @@
+"""Kimi K2 from token ids to logits: embedding, 61 layers of latent attention and mixture of
+experts, norm, head.
+
+The whole forward pass, readable top to bottom; what computes each module, and where, was decided
+by the plan and comes in as `modules`, by name. Activations are float32 between modules. Knows
+nothing of files, rules, sampling or text.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from hybrid_k2.config import K2Config
+from hybrid_k2.model.kv_cache import LatentCache
+from hybrid_k2.model.rope import Rope, rotate
+
+Rotation = tuple[torch.Tensor, torch.Tensor]  # cos and sin of every token's position
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Consecutive tokens of one sequence, from its cache's length on, and which of their logits
+    are wanted.
+    """
+
+    cache: LatentCache
+    token_ids: Sequence[int]
+    logits: Literal["none", "last", "all"] = "last"
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def positions(self) -> torch.Tensor:
+        return torch.arange(self.cache.length, self.cache.length + self.num_tokens)
+
+
+class KimiK2:
+    def __init__(self, config: K2Config, modules: Mapping[str, Any]) -> None:
+        """modules: a backend for every module name of the plan."""
+        self.config = config
+        self._rope = Rope(config)
+        self._embed_tokens = modules["model.embed_tokens"]
+        self._layers = [
+            DecoderLayer(config, layer_idx, modules)
+            for layer_idx in range(config.num_hidden_layers)
+        ]
+        self._norm = modules["model.norm"]
+        self._lm_head = modules["lm_head"]
+
+    def new_cache(self) -> LatentCache:
+        """An empty cache, its layers where their attention runs."""
+        placements = [layer.attention.cache_placement for layer in self._layers]
+        return LatentCache(placements, self.config.latent_dim)
+
+    @torch.inference_mode()
+    def forward(self, spans: Sequence[Span]) -> list[torch.Tensor | None]:
+        """One step over all spans together, so that weights are read once; advances each cache.
+
+        Returns per span its logits [1 or T, vocab] float32 on the CPU, or None where none are
+        wanted.
+        """
+        for span in spans:
+            span.cache.reserve(span.cache.length + span.num_tokens)
+        token_ids = torch.tensor([token_id for span in spans for token_id in span.token_ids])
+        rotation = self._rope.angles(torch.cat([span.positions for span in spans]))
+        h = self._embed_tokens(token_ids)  # [T, hidden]
+        for layer in self._layers:
+            h = layer(h, rotation, spans)
+        for span in spans:
+            span.cache.length += span.num_tokens
+        return self._logits(h, spans)
+
+    def _logits(self, h: torch.Tensor, spans: Sequence[Span]) -> list[torch.Tensor | None]:
+        wanted = [_logit_rows(span) for span in spans]
+        if not any(wanted):
+            return [None] * len(spans)
+        ends = torch.tensor([0] + [span.num_tokens for span in spans]).cumsum(0).tolist()
+        rows = torch.cat([h[end - n : end] for end, n in zip(ends[1:], wanted, strict=True) if n])
+        logits = self._lm_head(self._norm(rows)).float().cpu()
+        parts = iter(logits.split([n for n in wanted if n]))
+        return [next(parts) if n else None for n in wanted]
+
+
+def _logit_rows(span: Span) -> int:
+    return {"none": 0, "last": 1, "all": span.num_tokens}[span.logits]
+
+
+class DecoderLayer:
+    """h += attention(norm(h)); h += feed_forward(norm(h))."""
+
+    def __init__(self, config: K2Config, layer_idx: int, modules: Mapping[str, Any]) -> None:
+        name = f"model.layers.{layer_idx}"
+        self.attention = LatentAttention(config, layer_idx, modules)
+        self._input_layernorm = modules[f"{name}.input_layernorm"]
+        self._post_attention_layernorm = modules[f"{name}.post_attention_layernorm"]
+        if layer_idx < config.first_k_dense_replace:
+            self._feed_forward = modules[f"{name}.mlp"]
+        else:
+            self._feed_forward = MixtureOfExperts(f"{name}.mlp", modules)
+
+    def __call__(self, h: torch.Tensor, rotation: Rotation, spans: Sequence[Span]) -> torch.Tensor:
+        """h: [T, hidden], the spans' tokens one after another. Returns it on the attention's
+        device.
+        """
+        h = h.to(self.attention.device)
+        h = h + self.attention(self._input_layernorm(h), rotation, spans).to(h.device)
+        return h + self._feed_forward(self._post_attention_layernorm(h)).to(h.device)
+
+
+class LatentAttention:
+    """Projections, RoPE and the cache around the attention backend."""
+
+    def __init__(self, config: K2Config, layer_idx: int, modules: Mapping[str, Any]) -> None:
+        name = f"model.layers.{layer_idx}.self_attn"
+        self._config = config
+        self._layer_idx = layer_idx
+        self._attend = modules[name]
+        self._kv_a_proj = modules[f"{name}.kv_a_proj_with_mqa"]
+        self._kv_a_norm = modules[f"{name}.kv_a_layernorm"]
+        self._o_proj = modules[f"{name}.o_proj"]
+        if config.q_lora_rank is None:
+            self._q_proj = modules[f"{name}.q_proj"]
+        else:
+            self._q_a_proj = modules[f"{name}.q_a_proj"]
+            self._q_a_norm = modules[f"{name}.q_a_layernorm"]
+            self._q_b_proj = modules[f"{name}.q_b_proj"]
+
+    @property
+    def device(self) -> torch.device:
+        return self._attend.device
+
+    @property
+    def cache_placement(self) -> tuple[torch.device, torch.dtype]:
+        return self._attend.device, self._attend.kv_dtype
+
+    def __call__(self, x: torch.Tensor, rotation: Rotation, spans: Sequence[Span]) -> torch.Tensor:
+        """x: [T, hidden], normalised. Returns [T, hidden]."""
+        config = self._config
+        cos, sin = (part.to(self.device) for part in rotation)  # [T, rope / 2]
+
+        q = self._queries(x).to(self.device).unflatten(-1, (config.num_attention_heads, -1))
+        q_nope, q_pe = q.split([config.qk_nope_head_dim, config.qk_rope_head_dim], dim=-1)
+        q_pe = rotate(q_pe, cos, sin)  # [T, heads, rope]
+
+        kv = self._kv_a_proj(x).to(self.device)
+        latent, k_pe = kv.split([config.kv_lora_rank, config.qk_rope_head_dim], dim=-1)
+        latents = torch.cat([self._kv_a_norm(latent), rotate(k_pe, cos, sin)], dim=-1)
+
+        outs, first = [], 0
+        for span in spans:
+            rows = slice(first, first + span.num_tokens)
+            seen = span.cache.write(self._layer_idx, span.cache.length, latents[rows])
+            outs.append(self._attend(q_nope[rows], q_pe[rows], seen))
+            first = rows.stop
+        return self._o_proj(torch.cat(outs))
+
+    def _queries(self, x: torch.Tensor) -> torch.Tensor:
+        if self._config.q_lora_rank is None:
+            return self._q_proj(x)
+        return self._q_b_proj(self._q_a_norm(self._q_a_proj(x)))
+
+
+class MixtureOfExperts:
+    """Routed experts plus the shared expert, which runs while the routed ones are under way."""
+
+    def __init__(self, name: str, modules: Mapping[str, Any]) -> None:
+        self._router = modules[f"{name}.gate"]
+        self._experts = modules[f"{name}.experts"]
+        self._shared_experts = modules[f"{name}.shared_experts"]
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x: [T, hidden], normalised. Returns [T, hidden]."""
+        expert_ids, weights = self._router(x)
+        slot = self._experts.submit(x, expert_ids, weights)
+        shared = self._shared_experts(x)
+        return shared + self._experts.sync(slot).to(shared.device)
