@@ -1,0 +1,35 @@
+"""What stored bytes mean: one ggml format per file, listed here. Knows no files and no fast kernels.
+
+To add a format: write its file, add it to the tuple below; tests/logic/test_quant_formats.py covers
+it from then on.
+"""
+
+from __future__ import annotations
+
+from hybrid_k2.quant.bf16 import BF16
+from hybrid_k2.quant.f16 import F16
+from hybrid_k2.quant.f32 import F32
+from hybrid_k2.quant.format import QuantFormat
+from hybrid_k2.quant.q4_0 import Q4_0
+from hybrid_k2.quant.q4_1 import Q4_1
+from hybrid_k2.quant.q5_0 import Q5_0
+from hybrid_k2.quant.q5_1 import Q5_1
+from hybrid_k2.quant.q8_0 import Q8_0
+from hybrid_k2.quant.stored import StoredTensor
+
+_ALL = (F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0)
+FORMATS: dict[str, QuantFormat] = {quant.name: quant for quant in _ALL}
+_BY_GGML_TYPE = {quant.ggml_type: quant for quant in _ALL}
+
+
+def by_name(name: str) -> QuantFormat:
+    """The format called `name` ("Q4_K"); KeyError for any other."""
+    return FORMATS[name]
+
+
+def by_ggml_type(ggml_type: int) -> QuantFormat | None:
+    """The format with that ggml type id, or None where it is not supported."""
+    return _BY_GGML_TYPE.get(ggml_type)
+
+
+__all__ = ["FORMATS", "QuantFormat", "StoredTensor", "by_ggml_type", "by_name"]
