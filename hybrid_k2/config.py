@@ -1,4 +1,4 @@
-"""What a Kimi K2 is (`K2Config`) and how it is to be run (`RuntimeConfig`): validated, frozen, plain numbers.
+"""What a Kimi K2 is (`K2Config`) and how it is to be run (`RuntimeConfig`): validated, frozen.
 
 Reads Hugging Face's config.json and GGUF keys as mappings, and every environment variable, once. It
 knows no files, no tensors and no devices. Field names are Hugging Face's.
@@ -37,7 +37,7 @@ class YarnConfig:
 
 @dataclass(frozen=True, slots=True)
 class K2Config:
-    """The architecture of one checkpoint. Construction validates; a bad field raises ModelFileError with its name."""
+    """One checkpoint's architecture, validated; a bad field raises ModelFileError with its name."""
 
     vocab_size: int
     hidden_size: int
@@ -120,7 +120,7 @@ class K2Config:
         *,
         name: str = "",
     ) -> K2Config:
-        """Reads config.json (and generation_config.json) of any K2; takes a K2.5 wrapper's `text_config`.
+        """Reads config.json (and generation_config.json) of any K2, or K2.5's `text_config`.
 
         Raises ModelFileError for a missing or bad key and for what this engine does not compute.
         """
@@ -179,15 +179,15 @@ class K2Config:
         architecture = metadata.get("general.architecture")
         if architecture != GGUF_ARCHITECTURE:
             raise ModelFileError(
-                f"general.architecture is {architecture!r}, but Kimi K2 files say {GGUF_ARCHITECTURE!r}; "
-                "this program runs Kimi K2 only"
+                f"general.architecture is {architecture!r}; Kimi K2 files say {GGUF_ARCHITECTURE!r}"
+                ", and this program runs nothing else"
             )
         keys = _Keys("GGUF", metadata, prefix=f"{GGUF_ARCHITECTURE}.")
         _require_supported_gguf(
             keys, has_router_bias=any("exp_probs_b" in tensor for tensor in shapes)
         )
         rope_dim = keys.count("rope.dimension_count")
-        # *_mla keys came with mainline's MQA form, in which key_length is the latent's 576; before it was 192.
+        # The *_mla keys came with mainline's MQA form, whose key_length is the latent's 576.
         key_length = keys.count(
             "attention.key_length_mla", default=keys.get("attention.key_length")
         )
@@ -261,7 +261,7 @@ class RuntimeConfig:
 
     @classmethod
     def from_env(cls, **overrides: Any) -> RuntimeConfig:
-        """Defaults, then the environment (HYBRID_K2_ISA, HYBRID_K2_THREADS, ...), then `overrides` that are not None."""
+        """Defaults, then the environment (see ENVIRONMENT), then overrides that are not None."""
         known = {field.name for field in fields(cls)}
         values = {}
         for variable, (name, parse) in ENVIRONMENT.items():
@@ -293,12 +293,12 @@ ENVIRONMENT: Mapping[str, tuple[str, Callable[[str], Any]]] = {
 
 
 def yarn_mscale(factor: float, mscale: float) -> float:
-    """YaRN's attention temperature: 1 + 0.1 * mscale * ln(factor), and 1 where nothing is extended."""
+    """YaRN's temperature: 1 + 0.1 * mscale * ln(factor), and 1 where nothing is extended."""
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
 def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores this process may keep busy: its affinity mask, cut to the container's CPU quota (rounded up)."""
+    """Cores this process may keep busy: its affinity mask, cut to the container's CPU quota."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
@@ -324,9 +324,7 @@ class _Keys:
 
     def count(self, key: str, *, default: Any = None, minimum: int = 1) -> int:
         value = self._required(key, default)
-        if isinstance(
-            value, (list, tuple, np.ndarray)
-        ):  # GGUF may give one value per layer; K2's are all alike
+        if isinstance(value, (list, tuple, np.ndarray)):  # one per layer; K2's are alike
             distinct = set(value)
             if len(distinct) != 1:
                 _bad(self.name(key), sorted(distinct)[:8], "one value for all layers is supported")
@@ -360,7 +358,7 @@ class _Keys:
 
 
 def _require_supported(keys: _Keys) -> None:
-    """Raises for config.json values that ask for mathematics other than K2's; an absent key means K2's."""
+    """Raises for values that ask for other mathematics than K2's; an absent key means K2's."""
     only = {
         "n_group": 1,
         "topk_group": 1,
@@ -419,26 +417,20 @@ def _gguf_yarn(keys: _Keys) -> YarnConfig | None:
         return None
     if kind != "yarn":
         _bad(keys.name("rope.scaling.type"), kind, "only 'yarn' is supported, as in every Kimi K2")
-    yarn = YarnConfig(
+    # The key holds 0.1 * mscale_all_dim. K2's mscale equals it, so cos and sin stay unscaled.
+    mscale = round(10 * keys.real("rope.scaling.yarn_log_multiplier", 0.1, minimum=-1.0), 6)
+    return YarnConfig(
         factor=keys.real("rope.scaling.factor"),
         original_max_position_embeddings=keys.count("rope.scaling.original_context_length"),
         beta_fast=keys.real("rope.scaling.yarn_beta_fast", 1.0),
         beta_slow=keys.real("rope.scaling.yarn_beta_slow", 1.0),
-    )
-    # The key holds 0.1 * mscale_all_dim. K2's mscale equals it, so cos and sin stay unscaled.
-    mscale = round(10 * keys.real("rope.scaling.yarn_log_multiplier", 0.1, minimum=-1.0), 6)
-    return YarnConfig(
-        yarn.factor,
-        yarn.original_max_position_embeddings,
-        yarn.beta_fast,
-        yarn.beta_slow,
-        mscale,
-        mscale,
+        mscale=mscale,
+        mscale_all_dim=mscale,
     )
 
 
 def _eos_ids(*sources: Any) -> tuple[int, ...]:
-    """Token ids that end an answer, first source first, without repeats; each source is None, an id or a list."""
+    """Token ids that end an answer, without repeats; each source is None, an id or a list."""
     ids: dict[int, None] = {}
     for source in sources:
         for token_id in source if isinstance(source, (list, tuple)) else [source]:

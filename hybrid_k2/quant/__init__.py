@@ -1,4 +1,4 @@
-"""What stored bytes mean: one ggml format per file, listed here. Knows no files and no fast kernels.
+"""What stored bytes mean: one ggml format a file, listed here. Knows no files, no fast kernels.
 
 To add a format: write its file, add it to the tuple below; tests/logic/test_quant_formats.py covers
 it from then on.
@@ -10,14 +10,19 @@ from hybrid_k2.quant.bf16 import BF16
 from hybrid_k2.quant.f16 import F16
 from hybrid_k2.quant.f32 import F32
 from hybrid_k2.quant.format import QuantFormat
+from hybrid_k2.quant.q2_k import Q2_K
+from hybrid_k2.quant.q3_k import Q3_K
 from hybrid_k2.quant.q4_0 import Q4_0
 from hybrid_k2.quant.q4_1 import Q4_1
+from hybrid_k2.quant.q4_k import Q4_K
 from hybrid_k2.quant.q5_0 import Q5_0
 from hybrid_k2.quant.q5_1 import Q5_1
+from hybrid_k2.quant.q5_k import Q5_K
+from hybrid_k2.quant.q6_k import Q6_K
 from hybrid_k2.quant.q8_0 import Q8_0
 from hybrid_k2.quant.stored import StoredTensor
 
-_ALL = (F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0)
+_ALL = (F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K)
 FORMATS: dict[str, QuantFormat] = {quant.name: quant for quant in _ALL}
 _BY_GGML_TYPE = {quant.ggml_type: quant for quant in _ALL}
 

@@ -22,7 +22,7 @@ def half(field: Tensor) -> Tensor:
 
 
 def unpack(codes: Tensor, bits: int) -> Tensor:
-    """uint8 [..., n] -> uint8 [..., 8 / bits, n]: first the lowest `bits` of every byte, then the next ones."""
+    """uint8 [..., n] -> uint8 [..., 8 / bits, n]: the lowest `bits` of every byte first."""
     import torch
 
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=codes.device)
@@ -35,7 +35,7 @@ def bits_of(field: Tensor) -> Tensor:
 
 
 def scales_and_mins(packed: Tensor) -> tuple[Tensor, Tensor]:
-    """The eight 6-bit scales and eight 6-bit minima of Q4_K and Q5_K: uint8 [N, 12] -> two uint8 [N, 8].
+    """The 6-bit scales and minima of Q4_K and Q5_K: uint8 [N, 12] -> two of uint8 [N, 8].
 
     Bytes 0-3 hold scales 0-3 and bytes 4-7 minima 0-3 in their low six bits; bytes 8-11 hold the
     low halves of scales 4-7 (low nibble) and minima 4-7 (high nibble), whose two high bits are the
@@ -50,7 +50,7 @@ def scales_and_mins(packed: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def encode_with_gguf(blocks: np.ndarray, name: str) -> np.ndarray:
-    """float32 [N, block_size] -> uint8 [N, block_bytes] by the gguf package, which writes the simple formats."""
+    """float32 [N, block_size] -> uint8 [N, block_bytes] by the gguf package."""
     import gguf
 
     quantised = gguf.quants.quantize(blocks, gguf.GGMLQuantizationType[name])

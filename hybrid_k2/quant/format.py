@@ -1,4 +1,4 @@
-"""`QuantFormat`: what a block of stored bytes means, for one ggml type. A format's own file fills it in.
+"""`QuantFormat`: what a block of stored bytes means. Each format's own file makes one.
 
 Owns shapes, byte counts and the calling of a format's decode and encode functions. Knows no tensors
 by name and no files. Nothing here imports torch: a plan or a listing needs sizes only.
@@ -49,7 +49,7 @@ class QuantFormat:
         return num_weights // self.block_size * self.block_bytes
 
     def dequantise(self, data: Tensor) -> Tensor:
-        """uint8 tensor [..., bytes of a row] on any device -> float32 tensor [..., weights of a row]."""
+        """uint8 tensor [..., bytes of a row], any device -> float32 [..., weights of a row]."""
         num_blocks = data.shape[-1] // self.block_bytes
         blocks = data.reshape(-1, self.block_bytes)
         return self.decode(blocks).reshape(*data.shape[:-1], num_blocks * self.block_size)

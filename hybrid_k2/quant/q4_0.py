@@ -1,4 +1,7 @@
-"""Q4_0: 32 four-bit codes around 8 and one float16 scale; w = d * (q - 8). K2-Thinking's INT4 fits it code for code."""
+"""Q4_0: 32 four-bit codes around 8 and one float16 scale; w = d * (q - 8).
+
+K2-Thinking's INT4 groups fit it code for code.
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def decode(blocks: Tensor) -> Tensor:
-    """Layout: d f16 | m f16 | 16 bytes, weights 0-15 in the low nibbles and 16-31 in the high ones."""
+    """Layout: d f16 | m f16 | 16 bytes of nibbles as in Q4_0."""
     codes = unpack(blocks[:, 4:], 4).flatten(1)  # [N, 32]
     return half(blocks[:, :2]) * codes.float() + half(blocks[:, 2:4])
 

@@ -1,4 +1,7 @@
-"""Q5_0: 32 five-bit codes around 16 and one float16 scale; w = d * (q - 16). K2's k_b in most Q4_K_M files."""
+"""Q5_0: 32 five-bit codes around 16 and one float16 scale; w = d * (q - 16).
+
+k_b of most Q4_K_M files of K2 has it: its rows are no multiple of 256.
+"""
 
 from __future__ import annotations
 

@@ -57,11 +57,11 @@ class StoredTensor:
         return self.quant.num_bytes(self.shape[-1])
 
     def as_torch(self) -> Tensor:
-        """The bytes as a uint8 CPU tensor [num_bytes] over the same memory; writing to it may crash."""
+        """The bytes as a uint8 CPU tensor over the same memory; writing to it may crash."""
         return _as_torch(self.data)
 
     def dequantise(self, index: int | slice | None = None) -> Tensor:
-        """float32 CPU tensor of `shape`, or of the part that `index` picks along the first dimension (one expert)."""
+        """float32 CPU tensor of `shape`, or of what `index` picks along dim 0 (one expert)."""
         if index is None:
             return self.quant.dequantise(_as_torch(self.data.reshape(-1, self.row_bytes))).reshape(
                 self.shape
@@ -70,7 +70,7 @@ class StoredTensor:
         return self.quant.dequantise(rows)
 
     def rows(self, ids: Sequence[int] | np.ndarray) -> Tensor:
-        """float32 CPU tensor [len(ids), columns]: the given rows of a matrix; only their bytes are read."""
+        """float32 CPU tensor [len(ids), columns]: rows of a matrix; only their bytes are read."""
         rows, columns = self.shape
         picked = self.data.reshape(rows, self.row_bytes)[np.asarray(ids, np.int64)]
         return self.quant.dequantise(_as_torch(picked)).reshape(len(picked), columns)
