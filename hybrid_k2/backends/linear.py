@@ -77,8 +77,8 @@ class GpuWeight:
         return torch.cat(parts, dim=-1).float()
 
     def _upload(self, first: int, last: int, device: torch.device) -> torch.Tensor:
-        rows = torch.from_numpy(self._stored.data.reshape(self._stored.shape[0], -1)[first:last])
-        return rows.to(device)  # [rows, row_bytes] uint8
+        rows = self._stored.as_torch().view(self._stored.shape[0], -1)
+        return rows[first:last].to(device)  # [rows, row_bytes] uint8
 
     def _dequantise(self, blocks: torch.Tensor) -> torch.Tensor:
         return self._stored.quant.dequantise(blocks)

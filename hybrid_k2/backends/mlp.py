@@ -1,7 +1,6 @@
 """The SwiGLU feed-forward of dense layers and of the shared expert: down(silu(gate(x)) * up(x))."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +20,7 @@ class MlpCpu:
     def __init__(self, tensors: Mapping[str, StoredTensor], context: BackendContext) -> None:
         self._kernels = context.kernels
         self._matrices = [
-            context.kernels.matrix(replace(tensors[name], shape=(1, *tensors[name].shape)))
+            context.kernels.matrix(tensors[name].reshaped(1, *tensors[name].shape))
             for name in ("gate_proj", "up_proj", "down_proj")
         ]
 

@@ -10,13 +10,19 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 
+from hybrid_k2.backends.attention import Attention
 from hybrid_k2.backends.context import BackendContext
+from hybrid_k2.backends.embedding import Embedding
+from hybrid_k2.backends.norm import Norm
+from hybrid_k2.backends.router import Router
 from hybrid_k2.quant.stored import StoredTensor
+
+__all__ = ["MLP", "Attention", "Embedding", "Experts", "Linear", "Norm", "Router"]
 
 Slot = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-class LinearReference:
+class Linear:
     def __init__(
         self, tensors: Mapping[str, StoredTensor], context: BackendContext, device: str = "cpu"
     ) -> None:
@@ -28,7 +34,7 @@ class LinearReference:
         return F.linear(x.to(self.device), self._weight.dequantise().to(self.device))
 
 
-class MlpReference:
+class MLP:
     def __init__(
         self, tensors: Mapping[str, StoredTensor], context: BackendContext, device: str = "cpu"
     ) -> None:
@@ -41,7 +47,7 @@ class MlpReference:
         return swiglu(x.to(self.device), gate, up, down)
 
 
-class ExpertsReference:
+class Experts:
     def __init__(
         self, tensors: Mapping[str, StoredTensor], context: BackendContext, device: str = "cpu"
     ) -> None:
