@@ -6,8 +6,8 @@ exports `command` and is imported when it is called.
 """
 
 import logging
-import os
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -16,6 +16,7 @@ import click
 from hybrid_k2 import __version__
 from hybrid_k2.errors import HybridK2Error
 
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 COMMANDS = ("chat", "serve", "inspect", "plan", "perplexity", "doctor")
 
 EXAMPLES = """\b
@@ -41,35 +42,25 @@ class LazyGroup(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """As click's, with the nearest name where the given one is unknown."""
-        from difflib import get_close_matches
-
         if args[0] not in COMMANDS and not args[0].startswith("-"):
             near = get_close_matches(args[0], COMMANDS, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"commands: {', '.join(COMMANDS)}"
             ctx.fail(f"no command '{args[0]}'; {hint}")
         return super().resolve_command(ctx, args)
 
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs the command line; a known error ends as one line on stderr and its exit code.
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command; a known error ends as one line on stderr and its exit code.
 
         `-vv` shows its traceback too. An error of another class is a bug and keeps its traceback.
         """
         try:
-            return super().main(*args, **kwargs)
+            return super().invoke(ctx)
         except HybridK2Error as error:
-            sys.exit(_report(error, error.exit_code))
-        except BrokenPipeError:
-            # The reader (`| head`) went away; the flush at exit must not complain either.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
+            logging.getLogger(__name__).debug("traceback of the error below", exc_info=error)
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(error.exit_code)
         except KeyboardInterrupt:
-            sys.exit(130)
-
-
-def _report(error: Exception, exit_code: int) -> int:
-    logging.getLogger(__name__).debug("traceback of the error below", exc_info=error)
-    click.echo(f"error: {error}", err=True)
-    return exit_code
+            ctx.exit(EXIT_INTERRUPTED)
 
 
 @click.group(

@@ -29,9 +29,13 @@ def k2_data() -> Path:
 
 @pytest.fixture(autouse=True)
 def _environment_without_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No HYBRID_K2_* setting of the developer's, nor a chat history of theirs, reaches a test."""
+    """No HYBRID_K2_* setting of the developer's, nor a chat history of theirs, reaches a test.
+
+    A Python that a test starts imports the installed package too, not the checkout it stands in.
+    """
     for name in list(os.environ):
         if name.startswith("HYBRID_K2_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
