@@ -1,4 +1,6 @@
-"""The command group: finding commands, help, versions, and how errors end. Commands' own tests are beside it."""
+"""The command group: finding commands, help, versions, and how errors end. Commands' own tests are
+beside it.
+"""
 
 import logging
 import re

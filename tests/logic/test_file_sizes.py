@@ -1,4 +1,5 @@
-"""Files stay small enough to read in one sitting, begin by saying what they own, and name no machine.
+"""Files stay small enough to read in one sitting, begin by saying what they own, and name no
+machine.
 
 Limits are in non-blank lines; a file that reaches its limit holds two ideas.
 """

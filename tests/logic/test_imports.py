@@ -1,4 +1,5 @@
-"""Imports go one way: read from the sources, every form of import, lazy ones and names in strings too.
+"""Imports go one way: read from the sources, every form of import, lazy ones and names in strings
+too.
 
 The tables below are the architecture. An import that they refuse belongs in another layer; a new
 row needs a reason that CONTRIBUTING.md can give.
@@ -82,7 +83,8 @@ def imported_names(tree: ast.AST, module: str) -> Iterator[str]:
                 base = ".".join([*package, *([base] if base else [])])
             yield from (f"{base}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            # Names for importlib: "hybrid_k2.backends.norm:Norm", or the head of f"hybrid_k2.cli.{x}".
+            # Names for importlib: "hybrid_k2.backends.norm:Norm", or the head of
+            # f"hybrid_k2.cli.{x}".
             if re.fullmatch(rf"{PACKAGE}(\.\w+)+[.:]?\w*", node.value):
                 yield node.value.replace(":", ".").rstrip(".")
 

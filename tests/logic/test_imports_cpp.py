@@ -1,4 +1,5 @@
-"""Includes go one way in C++ too: bindings -> experts -> kernel table -> kernels, and a kernel knows the table only.
+"""Includes go one way in C++ too: bindings -> experts -> kernel table -> kernels, and a kernel
+knows the table only.
 
 Read from the sources. What a kernel object exports is checked on the objects, in tests/kernels.
 """
