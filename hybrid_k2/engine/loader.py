@@ -1,0 +1,64 @@
+"""From a plan to a model that can run: every module's backend, its weights read from disk into
+memory.
+
+Owns the order of loading and its progress. Knows nothing of what backends do with their tensors.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hybrid_k2.backends import registry
+from hybrid_k2.backends.context import BackendContext
+from hybrid_k2.backends.cpu_kernels import open_cpu_kernels
+from hybrid_k2.config import K2Config, RuntimeConfig
+from hybrid_k2.model.kimi_k2 import KimiK2
+
+if TYPE_CHECKING:
+    from hybrid_k2.rules import Plan
+
+Progress = Callable[[str, int, int], None]  # (phase, done_bytes, total_bytes)
+
+PAGE_BYTES = 4096
+CHUNK_BYTES = 64 << 20  # read between two progress calls: under 0.1 s from an NVMe disk
+
+
+def load_model(
+    config: K2Config, plan: "Plan", runtime: RuntimeConfig, progress: Progress | None = None
+) -> KimiK2:
+    """Builds the planned backends, each after its stored bytes were read once so that no first
+    token waits for the disk.
+
+    Weights stay where the file is mapped unless their backend copies them. An exception raised by
+    `progress`, or Ctrl-C, ends loading within one chunk.
+    """
+    report = progress or (lambda phase, done_bytes, total_bytes: None)
+    kernels = open_cpu_kernels(runtime)
+    total_bytes = sum(entry.module.num_bytes for entry in plan.entries)
+    done_bytes = 0
+    modules = {}
+    report("loading", 0, total_bytes)
+    for entry in plan.entries:
+        module = entry.module
+        for tensor in module.tensors.values():
+            for num_bytes in read_pages(tensor.data, CHUNK_BYTES):
+                done_bytes += num_bytes
+                report("loading", done_bytes, total_bytes)
+        context = BackendContext(config, runtime, kernels, module.layer_idx)
+        modules[module.name] = registry.create(
+            entry.backend, module.module_class, module.tensors, context, entry.kwargs
+        )
+    return KimiK2(config, modules)
+
+
+def read_pages(data: np.ndarray, chunk_bytes: int) -> Iterator[int]:
+    """Brings a mapped array into memory by reading one byte a page; yields the bytes covered, chunk
+    by chunk.
+
+    data: uint8 [num_bytes].
+    """
+    for start in range(0, len(data), chunk_bytes):
+        chunk = data[start : start + chunk_bytes]
+        chunk[::PAGE_BYTES].sum()
+        yield len(chunk)

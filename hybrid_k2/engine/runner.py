@@ -1,0 +1,47 @@
+"""Runs scheduled work through the model: token lists in, rows of logits out.
+
+Owns the translation into the model's Spans. Knows nothing of queues, sampling or when a sequence
+ends.
+"""
+
+from collections.abc import Sequence as TokenIds
+from typing import Any
+
+import numpy as np
+
+from hybrid_k2.engine.scheduler import Work
+from hybrid_k2.model.kimi_k2 import Span
+
+
+class Runner:
+    """Feeds one model."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def new_cache(self) -> Any:
+        """An empty cache."""
+        return self._model.new_cache()
+
+    def run(self, batch: list[Work]) -> list[np.ndarray | None]:
+        """Computes the batch in one forward pass and advances its caches.
+
+        Returns for each work float32 [vocab] logits after its last token, None where the prompt
+        goes on.
+        """
+        spans = []
+        for work in batch:
+            sequence, start = work.sequence, work.sequence.cache.length
+            token_ids = sequence.token_ids[start : start + work.num_tokens]
+            spans.append(Span(sequence.cache, token_ids, "last" if work.needs_logits else "none"))
+        return [None if rows is None else rows[-1].numpy() for rows in self._model.forward(spans)]
+
+    def logits(self, token_ids: TokenIds[int], chunk_tokens: int) -> np.ndarray:
+        """Logits after every token, the sequence given and nothing sampled: float32
+        [len(token_ids), vocab].
+        """
+        cache, chunks = self._model.new_cache(), []
+        for start in range(0, len(token_ids), chunk_tokens):
+            span = Span(cache, token_ids[start : start + chunk_tokens], "all")
+            chunks.append(self._model.forward([span])[0].numpy())
+        return np.concatenate(chunks)

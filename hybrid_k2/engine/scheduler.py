@@ -1,0 +1,69 @@
+"""What runs in the next step: which sequences, how many tokens of each.
+
+Owns the queue and the running set. Knows nothing of tensors, sampling or why a sequence ends.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+from hybrid_k2.engine.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The next `num_tokens` pending tokens of a sequence."""
+
+    sequence: Sequence
+    num_tokens: int
+
+    @property
+    def needs_logits(self) -> bool:
+        """True where the last pending token is among them, so that the step yields a token."""
+        return self.num_tokens == self.sequence.num_pending
+
+
+class Scheduler:
+    """First come, first served into `max_sequences` places; prompts in turn, one chunk a step.
+
+    A step runs every sequence that decodes and one chunk of one prompt. Prompts take turns, so a
+    short prompt waits for at most one chunk of each longer one, and no answer ever waits for more
+    than a chunk.
+    """
+
+    def __init__(self, *, max_sequences: int, prefill_chunk: int) -> None:
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self._max_sequences = max_sequences
+        self._prefill_chunk = prefill_chunk
+
+    def add(self, sequence: Sequence) -> None:
+        """Queues a sequence."""
+        self.waiting.append(sequence)
+
+    def admit(self) -> list[Sequence]:
+        """Moves waiting sequences into free places and returns them; the caller gives each a
+        cache.
+        """
+        admitted = []
+        while self.waiting and len(self.running) < self._max_sequences:
+            admitted.append(self.waiting.popleft())
+            self.running.append(admitted[-1])
+        return admitted
+
+    def schedule(self) -> list[Work]:
+        """The next step's work; empty where nothing runs."""
+        decoding = [sequence for sequence in self.running if sequence.num_pending == 1]
+        reading = [sequence for sequence in self.running if sequence.num_pending > 1]
+        work = [Work(sequence, 1) for sequence in decoding]
+        if reading:
+            first, *others = reading
+            work.append(Work(first, min(first.num_pending, self._prefill_chunk)))
+            self.running = [*decoding, *others, first]
+        return work
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forgets a sequence, waiting or running; one that is neither is ignored."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)

@@ -1,0 +1,71 @@
+"""Loading in the plan's order, with progress that adds up and can be interrupted."""
+
+import mmap
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from hybrid_k2.engine import loader
+
+
+@pytest.fixture
+def plan(monkeypatch):
+    """Three modules of 10 000, 0 and 5 000 bytes, whose backends record how they were made."""
+    made = []
+    monkeypatch.setattr(loader, "open_cpu_kernels", lambda runtime: "kernels")
+    monkeypatch.setattr(loader, "KimiK2", lambda config, modules: (config, modules))
+    monkeypatch.setattr(loader.registry, "create", lambda *args: made.append(args) or args[0])
+    monkeypatch.setattr(loader, "CHUNK_BYTES", 4096)
+    entries = [module("a", 10_000), module("b", 0), module("c", 5_000)]
+    return SimpleNamespace(entries=tuple(entries), made=made)
+
+
+def module(name, num_bytes):
+    tensors = {"weight": SimpleNamespace(data=np.ones(num_bytes, np.uint8))}
+    spec = SimpleNamespace(
+        name=f"model.{name}",
+        module_class="Linear",
+        layer_idx=3,
+        tensors=tensors,
+        num_bytes=num_bytes,
+    )
+    return SimpleNamespace(module=spec, backend=f"backend_{name}", kwargs={"device": name})
+
+
+def test_every_module_is_built_on_its_planned_backend(plan):
+    config, modules = loader.load_model("config", plan, "runtime")
+    assert config == "config"
+    assert modules == {"model.a": "backend_a", "model.b": "backend_b", "model.c": "backend_c"}
+    name, module_class, tensors, context, kwargs = plan.made[2]
+    assert (name, module_class, kwargs) == ("backend_c", "Linear", {"device": "c"})
+    assert tensors is plan.entries[2].module.tensors
+    assert (context.config, context.runtime, context.kernels) == ("config", "runtime", "kernels")
+    assert context.layer_idx == 3
+
+
+def test_progress_runs_from_nothing_to_every_byte(plan):
+    calls = []
+    loader.load_model("config", plan, "runtime", lambda *call: calls.append(call))
+    done = [done_bytes for _, done_bytes, _ in calls]
+    assert done == [0, 4096, 8192, 10_000, 14_096, 15_000]
+    assert {(phase, total_bytes) for phase, _, total_bytes in calls} == {("loading", 15_000)}
+
+
+def test_what_progress_raises_ends_loading_at_once(plan):
+    def cancel(phase, done_bytes, total_bytes):
+        if done_bytes > 4096:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        loader.load_model("config", plan, "runtime", cancel)
+    assert plan.made == []
+
+
+def test_reading_a_mapped_file_makes_its_pages_resident(tmp_path):
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(range(256)) * 160)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        data = np.frombuffer(mapped, dtype=np.uint8)
+        assert list(loader.read_pages(data, chunk_bytes=16_384)) == [16_384, 16_384, 8_192]
+        del data
