@@ -255,7 +255,7 @@ class RuntimeConfig:
                 raise BadInputError(f"{name} is {value}; give a number of bytes, 0 or more")
 
     @property
-    def threads(self) -> int:
+    def resolved_threads(self) -> int:
         """`num_threads`, with 0 resolved to the cores this process may use."""
         return self.num_threads or usable_cores()
 

@@ -48,7 +48,7 @@ _MIN_KEY_BYTES, _MIN_TENSOR_BYTES = 13, 32
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """Where one tensor lies. shape: numpy order (`ne` reversed); offset: from the start of the file.
+    """Where one tensor lies. shape: numpy order (`ne` reversed); offset: from the start of file.
 
     num_bytes is None for a type whose size is not known here, which therefore could not be checked.
     """

@@ -1,0 +1,77 @@
+"""The GGUF keys of a Kimi K2, as mainline llama.cpp's converter writes them: the inverse of reading.
+
+For the programs that write models: the demo model's build, benchmarks and tests. Knows no tensors;
+the gguf package's GGUFWriter, which the caller owns, does the writing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hybrid_k2.config import GGUF_SIGMOID, K2Config
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+
+def add_k2_metadata(writer: GGUFWriter, config: K2Config, *, latent_heads: bool = True) -> None:
+    """Adds every `deepseek2.*` key and the name to a writer made with arch="deepseek2".
+
+    latent_heads: the keys of files that carry k_b and v_b, whose attention llama.cpp runs over one
+    latent head; False writes the older keys that go with kv_b.
+    """
+    writer.add_name(config.name)
+    writer.add_quantization_version(2)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    _add_attention(writer, config, latent_heads)
+    _add_experts(writer, config)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_rope_dimension_count(config.qk_rope_head_dim)
+    _add_yarn(writer, config)
+
+
+def _add_attention(writer: GGUFWriter, config: K2Config, latent_heads: bool) -> None:
+    writer.add_head_count(config.num_attention_heads)
+    if config.q_lora_rank is not None:
+        writer.add_q_lora_rank(config.q_lora_rank)
+    writer.add_kv_lora_rank(config.kv_lora_rank)
+    if latent_heads:
+        writer.add_head_count_kv(1)
+        writer.add_key_length(config.latent_dim)
+        writer.add_value_length(config.kv_lora_rank)
+        writer.add_key_length_mla(config.qk_head_dim)
+        writer.add_value_length_mla(config.v_head_dim)
+    else:
+        writer.add_head_count_kv(config.num_attention_heads)
+        writer.add_key_length(config.qk_head_dim)
+        writer.add_value_length(config.v_head_dim)
+
+
+def _add_experts(writer: GGUFWriter, config: K2Config) -> None:
+    writer.add_leading_dense_block_count(config.first_k_dense_replace)
+    writer.add_expert_count(config.n_routed_experts)
+    writer.add_expert_used_count(config.num_experts_per_tok)
+    writer.add_expert_shared_count(config.n_shared_experts)
+    writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    writer.add_expert_weights_scale(config.routed_scaling_factor)
+    writer.add_expert_weights_norm(config.norm_topk_prob)
+    writer.add_expert_gating_func(GGUF_SIGMOID)
+
+
+def _add_yarn(writer: GGUFWriter, config: K2Config) -> None:
+    import gguf
+
+    yarn = config.rope_scaling
+    if yarn is None:
+        return
+    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(yarn.factor)
+    writer.add_rope_scaling_orig_ctx_len(yarn.original_max_position_embeddings)
+    writer.add_rope_scaling_yarn_log_mul(0.1 * yarn.mscale_all_dim)
+    writer.add_rope_scaling_yarn_beta_fast(yarn.beta_fast)
+    writer.add_rope_scaling_yarn_beta_slow(yarn.beta_slow)
