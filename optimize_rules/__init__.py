@@ -1,1 +1,1 @@
-"""Rule files that say where each part of Kimi K2 runs; `hybrid_k2.rules` reads them."""
+"""Rule files that come with hybrid-k2: YAML only; hybrid_k2.rules.files reads them by name."""

@@ -1,4 +1,4 @@
-"""The table of backends: a rule's `backend: NAME` is a key of `BACKENDS`; `create` builds the module.
+"""The table of backends: `backend: NAME` in a rule is a key of `BACKENDS`; `create` builds it.
 
 Owns the names, which module classes a backend serves, and which kwargs it takes; a wrong kwarg is
 found here, by the same code for rule files and for callers. Imports nothing heavy: a backend's own

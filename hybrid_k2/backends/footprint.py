@@ -1,0 +1,137 @@
+"""What a module will cost on a backend, known from shapes alone: bytes mapped, in RAM, in VRAM.
+
+Follows what the backends' constructors allocate; where one changes, its line here does too.
+Knows nothing of rules or of the hardware: the plan adds these up and compares.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from hybrid_k2.backends.registry import BackendSpec
+
+if TYPE_CHECKING:
+    from hybrid_k2.config import K2Config, RuntimeConfig
+    from hybrid_k2.quant.stored import StoredTensor
+
+_FLOAT32 = 4
+_KV_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# Rows decoded at a time (float32 and its bfloat16 copy): `_SCRATCH_BYTES` of backends/linear.py.
+_LINEAR_SCRATCH_BYTES = (256 + 128) << 20
+# One block of scores or decompressed keys: `_SCRATCH_BYTES` of backends/attention.py.
+_ATTENTION_SCRATCH_BYTES = 64 << 20
+
+# What a process costs before any weight: Python, torch and the kernels' buffers; a CUDA context
+# with cuBLAS workspaces and the allocator's slack.
+PROCESS_RAM_BYTES = 512 << 20
+CUDA_CONTEXT_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes of one module. Devices are "cpu", "cuda:0", ...
+
+    mapped: file bytes used where they lie, which the page cache must hold to run at full speed.
+    ram, vram: allocated for as long as the model is open; `kv` of them is the KV cache.
+    scratch: per device, while the module runs; modules run one after another and share it.
+    reads: per device, weight bytes that one decoded token reads.
+    """
+
+    mapped: int = 0
+    ram: int = 0
+    vram: Mapping[str, int] = field(default_factory=dict)
+    kv: int = 0
+    scratch: Mapping[str, int] = field(default_factory=dict)
+    reads: Mapping[str, int] = field(default_factory=dict)
+
+
+def footprint(
+    spec: BackendSpec,
+    module_class: str,
+    tensors: Mapping[str, "StoredTensor"],
+    kwargs: Mapping[str, Any],
+    config: "K2Config",
+    runtime: "RuntimeConfig",
+) -> Footprint:
+    """Bytes of a module of `module_class` on `spec`; `kwargs` as `spec.resolve_kwargs` returns."""
+    device = kwargs.get("device", "cpu")
+    stored_bytes = sum(tensor.num_bytes for tensor in tensors.values())
+    num_weights = sum(prod(tensor.shape) for tensor in tensors.values())
+    if module_class == "Embedding":  # rows are decoded on the CPU and then moved
+        row_bytes = stored_bytes // max(1, tensors["weight"].shape[0])
+        return Footprint(mapped=stored_bytes, reads={"cpu": row_bytes})
+    if module_class == "Attention":
+        return _attention(tensors, kwargs, config, runtime)
+    if module_class == "Norm" or (module_class == "Router" and device != "cpu"):
+        return _resident(device, _FLOAT32 * num_weights)
+    if module_class == "Router":
+        bias_bytes = _FLOAT32 * prod(tensors["e_score_correction_bias"].shape)
+        return Footprint(mapped=stored_bytes, ram=bias_bytes, reads={"cpu": stored_bytes})
+    if module_class == "Experts":
+        reads = stored_bytes * config.num_experts_per_tok // config.n_routed_experts
+        rows = _chunk_tokens(config, runtime) * config.num_experts_per_tok
+        scratch = rows * (2 * config.moe_intermediate_size + config.hidden_size) * _FLOAT32
+    else:
+        reads = stored_bytes
+        widest = max(tensor.shape[-2] for tensor in tensors.values())
+        scratch = _chunk_tokens(config, runtime) * widest * (_FLOAT32 + 2)
+    if spec.name == "reference":
+        scratch += max(_FLOAT32 * prod(tensor.shape[-2:]) for tensor in tensors.values())
+    if device == "cpu":
+        return Footprint(stored_bytes, scratch={"cpu": scratch}, reads={"cpu": reads})
+    if spec.name == "reference":
+        return Footprint(stored_bytes, scratch={device: scratch}, reads={"cpu": reads})
+    if kwargs["weights"] == "bfloat16":
+        return _resident(device, 2 * num_weights, scratch + _LINEAR_SCRATCH_BYTES)
+    return _resident(device, stored_bytes, scratch + _LINEAR_SCRATCH_BYTES)
+
+
+def kv_bytes_per_token(config: "K2Config", kv_dtype: str) -> int:
+    """Bytes that one layer's latent KV cache takes for one token."""
+    return config.latent_dim * _KV_ITEM_BYTES[kv_dtype]
+
+
+def context_tokens(config: "K2Config", runtime: "RuntimeConfig") -> int:
+    """Tokens the KV cache is sized for: the run's context, 0 meaning all the model allows."""
+    return runtime.context or config.max_position_embeddings
+
+
+def _chunk_tokens(config: "K2Config", runtime: "RuntimeConfig") -> int:
+    """Tokens that go through the model at once."""
+    return min(runtime.prefill_chunk, context_tokens(config, runtime))
+
+
+def _resident(device: str, num_bytes: int, scratch: int = 0) -> Footprint:
+    """Allocated on `device` and read in full at every token."""
+    ram, vram = (num_bytes, {}) if device == "cpu" else (0, {device: num_bytes})
+    return Footprint(
+        ram=ram,
+        vram=vram,
+        scratch={device: scratch} if scratch else {},
+        reads={device: num_bytes},
+    )
+
+
+def _attention(
+    tensors: Mapping[str, "StoredTensor"],
+    kwargs: Mapping[str, Any],
+    config: "K2Config",
+    runtime: "RuntimeConfig",
+) -> Footprint:
+    device = kwargs.get("device", "cpu")
+    kv_dtype = kwargs.get("kv_dtype", "float32" if device == "cpu" else "bfloat16")
+    context = context_tokens(config, runtime)
+    kv = context * kv_bytes_per_token(config, kv_dtype)
+    # Keys, values and scores of at least one head, its softmax and mask; the latents in float32.
+    chunk = _chunk_tokens(config, runtime)
+    one_head = context * (config.qk_head_dim + config.v_head_dim + chunk) * _FLOAT32
+    latents = context * config.latent_dim * _FLOAT32
+    scratch = {device: 3 * max(one_head, _ATTENTION_SCRATCH_BYTES) + 2 * latents}
+    stored_bytes = sum(tensor.num_bytes for tensor in tensors.values())
+    if device == "cpu" and "k_b_proj" in tensors:
+        return Footprint(stored_bytes, kv, kv=kv, scratch=scratch, reads={"cpu": stored_bytes})
+    dense = sum(prod(tensor.shape) for tensor in tensors.values()) * _FLOAT32
+    if device == "cpu":  # kv_b holds K transposed: it is decoded once
+        return Footprint(ram=dense + kv, kv=kv, scratch=scratch, reads={"cpu": dense})
+    return Footprint(vram={device: dense + kv}, kv=kv, scratch=scratch, reads={device: dense})

@@ -1,0 +1,20 @@
+"""YAML rules -> Plan: which backend and device each module gets, and what that costs, before a byte
+is loaded. `load_rules` reads a file, `probe_hardware` the machine, `make_plan` joins them.
+"""
+
+from hybrid_k2.rules.files import load_rules, shipped_names
+from hybrid_k2.rules.hardware import Gpu, Hardware, probe_hardware
+from hybrid_k2.rules.plan import Plan, PlanEntry, make_plan
+from hybrid_k2.rules.schema import RuleSet
+
+__all__ = [
+    "Gpu",
+    "Hardware",
+    "Plan",
+    "PlanEntry",
+    "RuleSet",
+    "load_rules",
+    "make_plan",
+    "probe_hardware",
+    "shipped_names",
+]
