@@ -1,4 +1,4 @@
-"""The GGUF keys of a Kimi K2, as mainline llama.cpp's converter writes them: the inverse of reading.
+"""The GGUF keys of a Kimi K2, as mainline llama.cpp writes them: the inverse of reading.
 
 For the programs that write models: the demo model's build, benchmarks and tests. Knows no tensors;
 the gguf package's GGUFWriter, which the caller owns, does the writing.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hybrid_k2.config import GGUF_SIGMOID, K2Config
+from hybrid_k2.config import K2Config
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -53,6 +53,8 @@ def _add_attention(writer: GGUFWriter, config: K2Config, latent_heads: bool) -> 
 
 
 def _add_experts(writer: GGUFWriter, config: K2Config) -> None:
+    import gguf
+
     writer.add_leading_dense_block_count(config.first_k_dense_replace)
     writer.add_expert_count(config.n_routed_experts)
     writer.add_expert_used_count(config.num_experts_per_tok)
@@ -60,7 +62,7 @@ def _add_experts(writer: GGUFWriter, config: K2Config) -> None:
     writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     writer.add_expert_weights_scale(config.routed_scaling_factor)
     writer.add_expert_weights_norm(config.norm_topk_prob)
-    writer.add_expert_gating_func(GGUF_SIGMOID)
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
 
 
 def _add_yarn(writer: GGUFWriter, config: K2Config) -> None:
