@@ -158,10 +158,14 @@ def test_a_wheel_holds_the_commands_the_rules_and_the_demo_model(project) -> Non
     assert done.returncode == 0, done.stderr
     (wheel,) = (project / "out").glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    expected = {"hybrid_k2/cli/main.py", "hybrid_k2/optimize_rules/__init__.py"}
-    expected |= {f"hybrid_k2/optimize_rules/{p.name}" for p in ROOT.glob("optimize_rules/*.yaml")}
-    expected |= {f"hybrid_k2/demo_model/{p.name}" for p in ROOT.glob("hybrid_k2/demo_model/*.gguf")}
-    expected |= {p.relative_to(ROOT).as_posix() for p in ROOT.glob("hybrid_k2/**/*.py")}
+    modules = list(project.glob("hybrid_k2/**/*.py"))
+    data = [
+        *project.glob("hybrid_k2/demo_model/*.gguf"),
+        *project.glob("hybrid_k2/demo_model/*.jinja"),
+    ]
+    expected = {path.relative_to(project).as_posix() for path in modules + data}
+    for name in ("cli", "optimize_rules"):
+        expected |= {f"hybrid_k2/{name}/{path.name}" for path in (project / name).glob("*.[py]*")}
     assert expected <= names, expected - names
     assert any(re.fullmatch(r"hybrid_k2/_cpu\..*\.so", name) for name in names)
     top_level = {name.split("/")[0] for name in names}

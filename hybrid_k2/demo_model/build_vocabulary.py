@@ -1,0 +1,127 @@
+"""Trains the demo model's byte-level BPE vocabulary; offline, deterministic for one Python version.
+
+The text is what every Python installation carries: the language reference of `pydoc` and the
+standard library's docstrings (PSF licence). Cut into pieces by K2's own pattern, so that K2's
+tokenizer code runs unchanged on a small vocabulary. Needs the `tokenizers` package. Owns the order
+of the ids: text tokens by rank, then K2's control tokens in K2's order.
+"""
+
+import ast
+import sysconfig
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import gguf
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+
+from hybrid_k2.text.tokenizer import SPLIT_PATTERN
+
+NUM_CONTROL_IDS = 32
+# Offsets from the first control id, as in K2-Instruct, whose block of 256 is cut short here.
+CONTROL_TOKENS = {
+    0: "[BOS]",
+    1: "[EOS]",
+    2: "<|im_end|>",
+    3: "<|im_user|>",
+    4: "<|im_assistant|>",
+    6: "<|start_header_id|>",
+    7: "<|end_header_id|>",
+    9: "[EOT]",
+    10: "<|im_system|>",
+    11: "<|tool_calls_section_begin|>",
+    12: "<|tool_calls_section_end|>",
+    13: "<|tool_call_begin|>",
+    14: "<|tool_call_argument_begin|>",
+    15: "<|tool_call_end|>",
+    17: "<|im_middle|>",
+    NUM_CONTROL_IDS - 2: "[UNK]",
+    NUM_CONTROL_IDS - 1: "[PAD]",
+}
+
+
+def train(vocab_size: int) -> list[str]:
+    """Returns the text tokens in rank order, `vocab_size` of them, spelt a letter a byte."""
+    tokenizer = pre_tokenized(models.BPE())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus(), trainer)
+    ids = tokenizer.get_vocab()
+    return sorted(ids, key=ids.__getitem__)
+
+
+def corpus() -> Iterator[str]:
+    """Yields the training text: pydoc's topics, then docstrings, in an order that does not vary."""
+    for name in sorted(topics):
+        yield topics[name]
+    for file in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                yield ast.get_docstring(node) or ""
+
+
+def pre_tokenized(model: models.BPE) -> Tokenizer:
+    """A `tokenizers` pipeline around `model` that cuts text as K2 does, then maps bytes to letters."""
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    return tokenizer
+
+
+def merges_of(tokens: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns the pair that each multi-byte token is merged from, in id order (what GGUF stores).
+
+    Raises ValueError for a token that no merging of lower ranks reaches.
+    """
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    merges = []
+    for rank, token in enumerate(tokens):
+        if len(token) > 1:
+            parts = split_by_ranks(token, ranks, rank)
+            if len(parts) != 2:
+                raise ValueError(
+                    f"token {token!r} (rank {rank}) is merged from {parts}, not a pair"
+                )
+            merges.append((parts[0], parts[1]))
+    return merges
+
+
+def split_by_ranks(text: str, ranks: dict[str, int], below: int) -> list[str]:
+    """Merges adjacent pairs, lowest rank first, using ranks less than `below` only."""
+    parts = list(text)
+    while len(parts) > 1:
+        candidates = [
+            (ranks.get(left + right, below), index)
+            for index, (left, right) in enumerate(zip(parts, parts[1:], strict=False))
+        ]
+        rank, index = min(candidates)
+        if rank >= below:
+            break
+        parts[index : index + 2] = [parts[index] + parts[index + 1]]
+    return parts
+
+
+def add_tokenizer(writer: gguf.GGUFWriter, tokens: Sequence[str], chat_template: str) -> None:
+    """Writes the tokenizer.* keys of a K2 GGUF: text tokens, control tokens, merges, special ids."""
+    first = len(tokens)
+    control = [CONTROL_TOKENS.get(offset) for offset in range(NUM_CONTROL_IDS)]
+    names = [name or f"[PAD{first + offset}]" for offset, name in enumerate(control)]
+    kinds = [gguf.TokenType.CONTROL if name else gguf.TokenType.UNUSED for name in control]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("kimi-k2")
+    writer.add_token_list([*tokens, *names])
+    writer.add_token_types([*([gguf.TokenType.NORMAL] * first), *kinds])
+    writer.add_token_merges([" ".join(pair) for pair in merges_of(tokens)])
+    writer.add_bos_token_id(first + names.index("[BOS]"))
+    writer.add_eos_token_id(first + names.index("[EOS]"))
+    writer.add_eot_token_id(first + names.index("<|im_end|>"))
+    writer.add_pad_token_id(first + names.index("[PAD]"))
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(chat_template)
