@@ -93,8 +93,8 @@ def kv_bytes_per_token(config: "K2Config", kv_dtype: str) -> int:
 
 
 def context_tokens(config: "K2Config", runtime: "RuntimeConfig") -> int:
-    """Tokens the KV cache is sized for: the run's context, 0 meaning all the model allows."""
-    return runtime.context or config.max_position_embeddings
+    """Tokens the KV cache is sized for: the run's context, at most (and for 0) the model's."""
+    return min(runtime.context or config.max_position_embeddings, config.max_position_embeddings)
 
 
 def _chunk_tokens(config: "K2Config", runtime: "RuntimeConfig") -> int:

@@ -2,10 +2,11 @@
 is loaded. `load_rules` reads a file, `probe_hardware` the machine, `make_plan` joins them.
 """
 
-from hybrid_k2.rules.files import load_rules, shipped_names
+from hybrid_k2.rules.files import choose_rules, load_rules, shipped_names
 from hybrid_k2.rules.hardware import Gpu, Hardware, probe_hardware
 from hybrid_k2.rules.plan import Plan, PlanEntry, make_plan
 from hybrid_k2.rules.schema import RuleSet
+from hybrid_k2.rules.sizes import format_size, parse_size
 
 __all__ = [
     "Gpu",
@@ -13,8 +14,11 @@ __all__ = [
     "Plan",
     "PlanEntry",
     "RuleSet",
+    "choose_rules",
+    "format_size",
     "load_rules",
     "make_plan",
+    "parse_size",
     "probe_hardware",
     "shipped_names",
 ]

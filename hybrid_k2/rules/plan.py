@@ -146,13 +146,10 @@ def make_plan(
     `allow_disk: true` does the same). Raises RuleError for a rule that makes no sense for this
     model, PlanError for a device that is not there or for memory that does not suffice.
     """
-    context = context_tokens(config, runtime)
-    if context > config.max_position_embeddings:
-        raise PlanError(
-            f"context {context} is beyond the {config.max_position_embeddings} tokens that the "
-            f"model was trained for; use --context {config.max_position_embeddings} or less"
-        )
     assignments, notes = assign(rules, modules, config.num_hidden_layers)
+    context = context_tokens(config, runtime)
+    if context < runtime.context:
+        notes.append(f"context: {context} tokens, all that the model allows")
     _check_devices(assignments, rules, hardware)
     plan = Plan(
         entries=_entries(assignments, config, runtime),
