@@ -318,11 +318,11 @@ def test_k25_without_thinking_closes_the_reasoning_in_the_prompt() -> None:
 def test_calls_are_renumbered_through_the_dialogue_and_results_follow() -> None:
     text = rendered(
         HI,
-        answer(None, call("call_a", "{}", "f"), call("call_b", "{}", "g.h-i")),
-        result("call_b", "B"),
-        result("call_a", "A"),
-        answer("", call("call_a", "{}", "f")),
-        result("call_a", "again"),
+        answer(None, call("toolu_a", "{}", "f"), call("toolu_b", "{}", "g.h-i")),
+        result("toolu_b", "B"),
+        result("toolu_a", "A"),
+        answer("", call("toolu_a", "{}", "f")),
+        result("toolu_a", "again"),
         result("lost", "whose call was cut from the history"),
     )
     for expected in (
@@ -335,7 +335,7 @@ def test_calls_are_renumbered_through_the_dialogue_and_results_follow() -> None:
         "## Return of lost\nwhose",
     ):
         assert expected in text
-    assert "call_a" not in text
+    assert "toolu" not in text
 
 
 def test_a_call_without_arguments_has_an_empty_object() -> None:
