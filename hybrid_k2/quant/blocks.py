@@ -53,5 +53,6 @@ def encode_with_gguf(blocks: np.ndarray, name: str) -> np.ndarray:
     """float32 [N, block_size] -> uint8 [N, block_bytes] by the gguf package."""
     import gguf
 
-    quantised = gguf.quants.quantize(blocks, gguf.GGMLQuantizationType[name])
+    # One long row: gguf works through rows in groups of 16, which are slow when rows are blocks.
+    quantised = gguf.quants.quantize(blocks.reshape(1, -1), gguf.GGMLQuantizationType[name])
     return quantised.view(np.uint8).reshape(len(blocks), -1)

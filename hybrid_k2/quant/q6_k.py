@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from hybrid_k2.quant.blocks import half, unpack
 from hybrid_k2.quant.format import QuantFormat
 
@@ -25,4 +27,30 @@ def decode(blocks: Tensor) -> Tensor:
     return (scale.unsqueeze(-1) * (codes.float() - 32).unflatten(1, (16, 16))).flatten(1)
 
 
-Q6_K = QuantFormat("Q6_K", 14, 256, 210, decode, half_offsets=(208,))
+def encode(weights: np.ndarray) -> np.ndarray:
+    """Searches each group's scale, rounds the scales to eight bits, then rounds the codes."""
+    from hybrid_k2.quant.scale_search import search_symmetric, symmetric_codes
+
+    groups = weights.reshape(-1, 16, 16)
+    scales = search_symmetric(groups, 32)  # float32 [N, 16], signed
+    largest = np.take_along_axis(scales, np.abs(scales).argmax(1, keepdims=True), axis=1)
+    d = (largest / -128).astype(np.float16).astype(np.float32)  # [N, 1]
+    steps = np.divide(scales, d, out=np.zeros_like(scales), where=d != 0)
+    steps = np.rint(steps).clip(-128, 127)
+    codes = symmetric_codes(groups, d * steps, 32).reshape(-1, 2, 128)  # uint8, 0-63
+    low = codes.reshape(-1, 2, 2, 64) & 15
+    high = codes.reshape(-1, 2, 4, 32) >> 4
+    low_bytes = low[:, :, 0] | low[:, :, 1] << 4
+    high_bytes = high[:, :, 0] | high[:, :, 1] << 2 | high[:, :, 2] << 4 | high[:, :, 3] << 6
+    return np.concatenate(
+        [
+            low_bytes.reshape(-1, 128),
+            high_bytes.reshape(-1, 64),
+            steps.astype(np.int8).view(np.uint8),
+            d.astype("<f2").view(np.uint8),
+        ],
+        axis=1,
+    )
+
+
+Q6_K = QuantFormat("Q6_K", 14, 256, 210, decode, encode, half_offsets=(208,))
