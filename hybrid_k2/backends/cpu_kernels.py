@@ -63,7 +63,7 @@ def open_cpu_kernels(runtime: RuntimeConfig) -> CpuKernels:
             error,
             NumbaKernels.SLOWDOWN,
         )
-        return NumbaKernels(runtime.threads)
+        return NumbaKernels(runtime.resolved_threads)
     return NativeKernels(_cpu, runtime)
 
 
@@ -72,9 +72,9 @@ class NativeKernels:
 
     def __init__(self, cpu: Any, runtime: RuntimeConfig) -> None:
         self._cpu = cpu
-        self._pool = cpu.ThreadPool(runtime.threads)
+        self._pool = cpu.ThreadPool(runtime.resolved_threads)
         self._kernels = cpu.Kernels(runtime.tier)
-        log.info("CPU kernels: tier %s, %d threads", self._kernels.tier, runtime.threads)
+        log.info("CPU kernels: tier %s, %d threads", self._kernels.tier, runtime.resolved_threads)
 
     def matrix(self, stored: StoredTensor) -> Any:
         return self._cpu.Matrix(stored.data, stored.quant.name, stored.shape)
