@@ -19,6 +19,8 @@ from hybrid_k2.errors import BadInputError, ModelFileError
 
 # Above any K2; below what would let a lying file make us allocate or loop for long.
 MAX_COUNT = 1 << 24
+MAX_LAYERS = 1 << 12
+MAX_REAL = 1e12
 GGUF_ARCHITECTURE = "deepseek2"
 GGUF_SOFTMAX, GGUF_SIGMOID = 1, 2
 
@@ -124,10 +126,10 @@ class K2Config:
 
         Raises ModelFileError for a missing or bad key and for what this engine does not compute.
         """
-        config = config.get("text_config") or config
+        config = _mapping(config, "text_config") or config
         keys = _Keys("config.json", config)
         _require_supported(keys)
-        rope = config.get("rope_parameters") or config.get("rope_scaling")
+        rope = _mapping(config, "rope_parameters") or _mapping(config, "rope_scaling")
         theta_keys = (
             keys if "rope_theta" in config else _Keys("config.json rope_parameters", rope or {})
         )
@@ -177,7 +179,7 @@ class K2Config:
         """
         shapes = shapes or {}
         architecture = metadata.get("general.architecture")
-        if architecture != GGUF_ARCHITECTURE:
+        if not (isinstance(architecture, str) and architecture == GGUF_ARCHITECTURE):
             raise ModelFileError(
                 f"general.architecture is {architecture!r}; Kimi K2 files say {GGUF_ARCHITECTURE!r}"
                 ", and this program runs nothing else"
@@ -226,7 +228,7 @@ class K2Config:
                 metadata.get("tokenizer.ggml.eot_token_id"),
                 metadata.get("tokenizer.ggml.eos_token_id"),
             ),
-            name=name or str(metadata.get("general.name") or ""),
+            name=name or _Keys("GGUF", metadata).text("general.name", ""),
         )
 
 
@@ -325,10 +327,9 @@ class _Keys:
     def count(self, key: str, *, default: Any = None, minimum: int = 1) -> int:
         value = self._required(key, default)
         if isinstance(value, (list, tuple, np.ndarray)):  # one per layer; K2's are alike
-            distinct = set(value)
-            if len(distinct) != 1:
-                _bad(self.name(key), sorted(distinct)[:8], "one value for all layers is supported")
-            value = distinct.pop()
+            if len(value) == 0 or any(other != value[0] for other in value[:MAX_LAYERS]):
+                _bad(self.name(key), list(value[:8]), "one value for all layers is supported")
+            value = value[0]
         if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
             _bad(self.name(key), value, "a whole number is expected")
         if not minimum <= value <= MAX_COUNT:
@@ -339,7 +340,7 @@ class _Keys:
         value = self._required(key, default)
         if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number)):
             _bad(self.name(key), value, "a number is expected")
-        if not (math.isfinite(value) and value > minimum):
+        if not minimum < value < MAX_REAL:  # false for NaN too
             _bad(self.name(key), value, f"a finite number above {minimum:g} is expected")
         # A float32 of a GGUF reads back as the decimal that was written: 2.827, not 2.8269999027.
         return float(str(np.float32(value))) if self._prefix else float(value)
@@ -349,6 +350,12 @@ class _Keys:
         if not isinstance(value, (bool, np.bool_)):
             _bad(self.name(key), value, "true or false is expected")
         return bool(value)
+
+    def text(self, key: str, default: str) -> str:
+        value = self.get(key, default)
+        if not isinstance(value, str):
+            _bad(self.name(key), value, "text is expected")
+        return value
 
     def _required(self, key: str, default: Any) -> Any:
         value = self.get(key, default)
@@ -380,15 +387,16 @@ def _require_supported_gguf(keys: _Keys, *, has_router_bias: bool) -> None:
     A file without the gating key means softmax to llama.cpp (DeepSeek-V2's); one that carries
     routing correction biases can only be sigmoid-gated, so it is read as such.
     """
-    gating = keys.get("expert_gating_func", GGUF_SIGMOID if has_router_bias else GGUF_SOFTMAX)
+    default = GGUF_SIGMOID if has_router_bias else GGUF_SOFTMAX
+    gating = keys.count("expert_gating_func", default=default, minimum=0)
     if gating != GGUF_SIGMOID:
         _bad(
             keys.name("expert_gating_func"),
             gating,
             f"only {GGUF_SIGMOID} (sigmoid) is supported, as in every Kimi K2",
         )
-    groups = keys.get("expert_group_count", 1)
-    if groups not in (0, 1):
+    groups = keys.count("expert_group_count", default=1, minimum=0)
+    if groups > 1:
         _bad(keys.name("expert_group_count"), groups, "only 1 is supported, as in every Kimi K2")
 
 
@@ -412,7 +420,7 @@ def _hf_yarn(rope: Mapping[str, Any] | None) -> YarnConfig | None:
 
 
 def _gguf_yarn(keys: _Keys) -> YarnConfig | None:
-    kind = keys.get("rope.scaling.type", "none")
+    kind = keys.text("rope.scaling.type", "none")
     if kind == "none":
         return None
     if kind != "yarn":
@@ -427,6 +435,13 @@ def _gguf_yarn(keys: _Keys) -> YarnConfig | None:
         mscale=mscale,
         mscale_all_dim=mscale,
     )
+
+
+def _mapping(config: Mapping[str, Any], key: str) -> Mapping[str, Any] | None:
+    value = config.get(key)
+    if value is not None and not isinstance(value, Mapping):
+        _bad(f"config.json key {key}", value, "an object is expected")
+    return value
 
 
 def _eos_ids(*sources: Any) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ from hybrid_k2.quant.known_types import why_unsupported
 logger = logging.getLogger(__name__)
 
 MAX_JSON_BYTES = 16 << 20
-TOKENIZER_FILES = ("tiktoken.model", "tokenizer.json")
+TOKENIZER_FILE = "tiktoken.model"
 _SUPPORTED = ", ".join(FORMATS)
 
 
@@ -122,8 +122,7 @@ def _hf_config(directory: Path) -> K2Config | None:
     if config is None:
         if _has_tokenizer(directory):
             return None
-        wanted = ", ".join(TOKENIZER_FILES)
-        raise ModelFileError(f"{directory} has neither config.json nor a tokenizer ({wanted})")
+        raise ModelFileError(f"{directory} has neither config.json nor {TOKENIZER_FILE}")
     try:
         return K2Config.from_hf(config, _read_json(directory / "generation_config.json"))
     except ModelFileError as error:
@@ -184,4 +183,4 @@ def _tokenizer_dir(first: GgufFile, hf_dir: Path | None) -> Path | None:
 
 
 def _has_tokenizer(directory: Path) -> bool:
-    return any((directory / name).is_file() for name in TOKENIZER_FILES)
+    return (directory / TOKENIZER_FILE).is_file()

@@ -37,7 +37,7 @@ _LAYER = {
     "ffn_up_shexp.weight": "mlp.shared_experts.up_proj.weight",
     "ffn_down_shexp.weight": "mlp.shared_experts.down_proj.weight",
 }
-_BLOCK = re.compile(r"blk\.(\d{1,4})\.(.+)")
+_BLOCK = re.compile(r"blk\.(0|[1-9]\d{0,3})\.(.+)")
 _LAYER_NAME = re.compile(r"model\.layers\.(\d+)\.(.+)")
 _TO_GGUF = {hf: gguf for gguf, hf in (_GLOBAL | _LAYER).items()}
 
@@ -48,7 +48,7 @@ def to_canonical(gguf_name: str) -> str | None:
     if block is None:
         return _GLOBAL.get(gguf_name)
     name = _LAYER.get(block[2])
-    return name and f"model.layers.{int(block[1])}.{name}"
+    return name and f"model.layers.{block[1]}.{name}"
 
 
 def to_gguf(canonical_name: str) -> str:

@@ -96,10 +96,14 @@ IK_LLAMA = {
 }
 
 
+def type_name(ggml_type: int) -> str:
+    """The name of a type that is not read here: `IQ4_XS`, or `unknown` for an id of nobody's."""
+    return MAINLINE.get(ggml_type) or IK_LLAMA.get(ggml_type) or "unknown"
+
+
 def why_unsupported(ggml_type: int, supported: str) -> str:
-    """One clause for an error message: which type the id names, and what to use instead."""
+    """A clause for an error message: which type the id names, and what to use instead."""
+    name = f"{type_name(ggml_type)} ({ggml_type})"
     if ggml_type in IK_LLAMA:
-        return f"ik_llama.cpp-only type {IK_LLAMA[ggml_type]} ({ggml_type}); use a mainline quant"
-    name = MAINLINE.get(ggml_type)
-    known = f"type {name} ({ggml_type})" if name else f"unknown type {ggml_type}"
-    return f"{known}, which is not supported; supported are {supported}"
+        return f"ik_llama.cpp-only type {name}; use a mainline quant"
+    return f"type {name}, which is not supported; supported are {supported}"
