@@ -350,12 +350,12 @@ def _hf_weights(config: K2Config, stored: Mapping[str, np.ndarray]) -> dict[str,
             prefix, rest = name.split(".experts.")
             for expert_id, expert in enumerate(values):
                 weights[f"{prefix}.experts.{expert_id}.{rest}"] = expert
-        elif name.endswith("k_b_proj.weight"):
+        elif name.endswith(".k_b_proj.weight"):
             v_b = stored[name.replace("k_b_proj", "v_b_proj")]
             heads, rank = config.num_attention_heads, config.kv_lora_rank
             keys = values.reshape(heads, rank, -1).transpose(0, 2, 1)
             both = np.concatenate([keys, v_b.reshape(heads, -1, rank)], axis=1)
             weights[name.replace("k_b_proj", "kv_b_proj")] = both.reshape(-1, rank)
-        elif not name.endswith("v_b_proj.weight"):
+        elif not name.endswith(".v_b_proj.weight"):
             weights.setdefault(name, values)
     return weights
