@@ -9,7 +9,8 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as TokenIds
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +19,7 @@ from hybrid_k2.engine.prefix_cache import PrefixCache
 from hybrid_k2.engine.runner import Runner
 from hybrid_k2.engine.sampling_params import SamplingParams
 from hybrid_k2.engine.scheduler import Scheduler, Work
-from hybrid_k2.engine.sequence import Sequence as RequestState
-from hybrid_k2.engine.sequence import StepOutput
+from hybrid_k2.engine.sequence import Sequence, StepOutput
 from hybrid_k2.engine.stats import EngineStats
 from hybrid_k2.errors import NonFiniteError, RequestError
 
@@ -63,7 +63,7 @@ class EngineCore:
         model: Any,
         *,
         vocab_size: int,
-        eos_token_ids: Sequence[int],
+        eos_token_ids: TokenIds[int],
         context: int,
         prefill_chunk: int,
         max_sequences: int,
@@ -80,7 +80,7 @@ class EngineCore:
         self._scheduler = Scheduler(max_sequences=max_sequences, prefill_chunk=prefill_chunk)
         self._prefix_cache = PrefixCache(prefix_cache_bytes)
         self._next_id = itertools.count()
-        self._live: dict[int, RequestState] = {}
+        self._live: dict[int, Sequence] = {}
         self._outputs: list[StepOutput] = []  # not handed to anybody yet
         self._inboxes: dict[int, deque[StepOutput]] = {}  # of the requests generate() drives
         self._stats = EngineStats()
@@ -98,7 +98,7 @@ class EngineCore:
         progress: called as (phase, done_bytes, total_bytes) many times a second of loading; what it
         raises stops it.
         """
-        from hybrid_k2.checkpoint.finite import find_non_finite
+        from hybrid_k2.checkpoint.finite import is_finite
         from hybrid_k2.engine.loader import load_model
 
         config = checkpoint.config
@@ -110,7 +110,9 @@ class EngineCore:
             prefill_chunk=runtime.prefill_chunk,
             max_sequences=runtime.max_sequences,
             prefix_cache_bytes=plan.kv_bytes,
-            find_non_finite=lambda: find_non_finite(checkpoint),
+            find_non_finite=lambda: next(
+                (name for name, tensor in checkpoint.tensors.items() if not is_finite(tensor)), None
+            ),
         )
 
     @property
@@ -126,7 +128,7 @@ class EngineCore:
     def num_waiting(self) -> int:
         return len(self._scheduler.waiting)
 
-    def submit(self, token_ids: Sequence[int], params: SamplingParams | None = None) -> int:
+    def submit(self, token_ids: TokenIds[int], params: SamplingParams | None = None) -> int:
         """Queues a request of the whole prefix and returns its id.
 
         Raises RequestError for an empty prompt, one that leaves no room in the context, or ids
@@ -136,7 +138,7 @@ class EngineCore:
         token_ids = self._checked_request(token_ids, params)
         room = self.context - len(token_ids)
         request_id = next(self._next_id)
-        self._live[request_id] = RequestState(
+        self._live[request_id] = Sequence(
             request_id, token_ids, params, max_tokens=min(params.max_tokens or room, room)
         )
         self._scheduler.add(self._live[request_id])
@@ -160,7 +162,7 @@ class EngineCore:
             self._end(self._live[request_id], "abort")
 
     def generate(
-        self, token_ids: Sequence[int], params: SamplingParams | None = None
+        self, token_ids: TokenIds[int], params: SamplingParams | None = None
     ) -> Iterator[int]:
         """Yields the answer's tokens, without the one that stops it; closing the iterator frees the
         request.
@@ -170,7 +172,7 @@ class EngineCore:
         params = params or SamplingParams()
         return self._generate(self._checked_request(token_ids, params), params)
 
-    def logits(self, token_ids: Sequence[int]) -> np.ndarray:
+    def logits(self, token_ids: TokenIds[int]) -> np.ndarray:
         """Logits after every token of a given text: float32 [len(token_ids), vocab].
 
         Raises RequestError as submit does, NonFiniteError where one is NaN or infinite.
@@ -228,7 +230,7 @@ class EngineCore:
             log.error("request %d failed", work.sequence.request_id, exc_info=error)
             self._end(work.sequence, "error", error=error)
 
-    def _accept(self, sequence: RequestState, logits: np.ndarray) -> None:
+    def _accept(self, sequence: Sequence, logits: np.ndarray) -> None:
         """Samples the sequence's next token and ends it where that token or its count says so."""
         self._check_finite(logits)
         token_id, logprobs = sequence.sampler.sample(logits)
@@ -242,7 +244,7 @@ class EngineCore:
         else:
             self._emit(sequence.output(token_id=token_id, logprobs=logprobs))
 
-    def _end(self, sequence: RequestState, finish_reason: str, **output: Any) -> None:
+    def _end(self, sequence: Sequence, finish_reason: str, **output: Any) -> None:
         """Takes a live request out, keeps what it computed for the next one, and reports it."""
         del self._live[sequence.request_id]
         self._scheduler.remove(sequence)
@@ -282,12 +284,12 @@ class EngineCore:
             decode_s=elapsed_s * decode_share,
         )
 
-    def _checked_request(self, token_ids: Sequence[int], params: SamplingParams) -> list[int]:
+    def _checked_request(self, token_ids: TokenIds[int], params: SamplingParams) -> list[int]:
         for token_id in (*params.logit_bias, *params.stop_token_ids):
             self._check_token_id(token_id)
         return self._checked_prompt(token_ids, self.context - 1)
 
-    def _checked_prompt(self, token_ids: Sequence[int], most_tokens: int) -> list[int]:
+    def _checked_prompt(self, token_ids: TokenIds[int], most_tokens: int) -> list[int]:
         if self._runner is None:
             raise RequestError("the engine is closed; open another one")
         if len(token_ids) == 0:

@@ -62,7 +62,7 @@ def test_what_progress_raises_ends_loading_at_once(plan):
     assert plan.made == []
 
 
-def test_reading_a_mapped_file_makes_its_pages_resident(tmp_path):
+def test_reading_a_mapped_file_covers_every_byte(tmp_path):
     path = tmp_path / "weights"
     path.write_bytes(bytes(range(256)) * 160)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:

@@ -1,0 +1,101 @@
+"""An answer between engine and wire: tokens in, pieces of text with their logprobs out.
+
+Owns stop strings, the split into reasoning and content, and the counts for usage. Any API's routes
+can read it; it knows none of them.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+from hybrid_k2.engine import SamplingParams
+from hybrid_k2.engine.sampler import TokenLogprobs
+from hybrid_k2.server.engine_thread import EngineThread, Generation
+from hybrid_k2.text import TextStream, Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What became certain of one choice: text of either kind, and the logprobs of its tokens.
+
+    finish_reason: "stop" or "length" on a choice's last piece, else None.
+    """
+
+    index: int
+    content: str = ""
+    reasoning: str = ""
+    logprobs: tuple[tuple[int, TokenLogprobs], ...] = ()
+    finish_reason: str | None = None
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens of a request, counted while it runs."""
+
+    prompt_tokens: int
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+@dataclass(slots=True)
+class _Choice:
+    stream: TextStream
+    logprobs: list[tuple[int, TokenLogprobs]] = field(default_factory=list)
+
+
+class Answer:
+    """The choices of one request. Iterate once; close it, whatever happens."""
+
+    def __init__(
+        self, generation: Generation, num_prompt_tokens: int, streams: Sequence[TextStream]
+    ) -> None:
+        self.usage = Usage(num_prompt_tokens)
+        self._generation = generation
+        self._choices = [_Choice(stream) for stream in streams]
+
+    @classmethod
+    async def start(
+        cls,
+        thread: EngineThread,
+        tokenizer: Tokenizer,
+        token_ids: Sequence[int],
+        choices: Sequence[SamplingParams],
+        *,
+        stop: Sequence[str] = (),
+        thinking: bool = False,
+        timeout_s: float | None = None,
+    ) -> "Answer":
+        """Hands the prompt to the engine; raises as EngineThread.submit does."""
+        streams = [TextStream(tokenizer, stop, thinking) for _ in choices]
+        generation = await thread.submit(token_ids, choices, timeout_s)
+        return cls(generation, len(token_ids), streams)
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """Yields text as it becomes certain, and for every choice a last piece with its reason."""
+        async for index, output in self._generation:
+            choice = self._choices[index]
+            self.usage.cached_tokens = max(self.usage.cached_tokens, output.num_cached_tokens)
+            deltas, finish_reason = [], output.finish_reason
+            if output.token_id is not None:
+                self.usage.completion_tokens += 1
+                deltas += choice.stream.push(output.token_id)
+                if output.logprobs is not None:
+                    choice.logprobs.append((output.token_id, output.logprobs))
+            if choice.stream.stopped is not None:
+                self._generation.abort(index)
+                finish_reason = "stop"
+            if finish_reason is not None:
+                deltas += choice.stream.finish()
+            if not deltas and finish_reason is None:
+                continue
+            yield Piece(
+                index,
+                content="".join(d.text for d in deltas if d.channel == "content"),
+                reasoning="".join(d.text for d in deltas if d.channel == "reasoning"),
+                logprobs=tuple(choice.logprobs),
+                finish_reason=finish_reason,
+            )
+            choice.logprobs.clear()
+
+    def close(self) -> None:
+        """Aborts what still runs."""
+        self._generation.close()

@@ -1,0 +1,208 @@
+"""The one thread that owns the engine, and the way in and out of it for coroutines.
+
+Commands go in through a queue and run between two steps; each token comes out into the asyncio
+queue of its request. Knows the engine's submit, step and abort, nothing of text or HTTP.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hybrid_k2.engine import EngineCore, SamplingParams, StepOutput
+from hybrid_k2.server.errors import overloaded, server_error, to_api_error, unavailable
+
+log = logging.getLogger(__name__)
+
+SHUTTING_DOWN = "the server is shutting down"
+
+
+class Generation:
+    """The answers to one prompt as they are generated: iterate over (choice index, StepOutput).
+
+    Ends after every choice's last output. Close it, whatever happens: what still runs is aborted.
+    """
+
+    def __init__(self, thread: "EngineThread", num_choices: int, deadline_s: float | None) -> None:
+        self.outputs: asyncio.Queue[tuple[int, StepOutput]] = asyncio.Queue()
+        self.loop = asyncio.get_running_loop()
+        self._thread = thread
+        self._unfinished = set(range(num_choices))
+        self._deadline_s = deadline_s
+
+    def __aiter__(self) -> "Generation":
+        return self
+
+    async def __anext__(self) -> tuple[int, StepOutput]:
+        """Raises the error that ended a choice, and a 504 when the request's time is over."""
+        if not self._unfinished:
+            raise StopAsyncIteration
+        try:
+            async with asyncio.timeout_at(self._deadline_s):
+                index, output = await self.outputs.get()
+        except TimeoutError:
+            raise server_error("the request took longer than the server allows", 504) from None
+        if output.error is not None:
+            raise to_api_error(output.error) from output.error  # whoever failed has logged it
+        if output.finish_reason is not None:
+            self._unfinished.discard(index)
+        return index, output
+
+    def abort(self, index: int) -> None:
+        """Ends one choice early; it gives no further output."""
+        if index in self._unfinished:
+            self._unfinished.discard(index)
+            self._thread.abort(self, index)
+
+    def close(self) -> None:
+        """Aborts what still runs; closing twice is allowed."""
+        for index in list(self._unfinished):
+            self.abort(index)
+
+
+class EngineThread:
+    """Starts with start(), ends with close(). submit() is for coroutines, from any event loop."""
+
+    def __init__(self, core: EngineCore, *, max_waiting: int) -> None:
+        self.core = core
+        self._max_open = core.max_sequences + max_waiting
+        self._open: set[tuple[Generation, int]] = set()  # of the event loop
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._routes: dict[int, tuple[Generation, int]] = {}  # of the thread, as all below
+        self._is_running = True
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends after the step in progress; requests still open get a 503."""
+        self._commands.put(self._stop)
+        self._thread.join()
+
+    async def submit(
+        self,
+        token_ids: Sequence[int],
+        choices: Sequence[SamplingParams],
+        timeout_s: float | None = None,
+    ) -> Generation:
+        """Starts one answer per element of `choices`; returns once the engine has accepted them.
+
+        Raises RequestError where the engine refuses, ApiError 429 where the queue is full.
+        """
+        if not self._is_running:
+            raise unavailable(SHUTTING_DOWN)
+        num_open = len(self._open)
+        if num_open + len(choices) > self._max_open:
+            raise overloaded(f"{num_open} requests are being answered or wait; try again later")
+        loop = asyncio.get_running_loop()
+        deadline_s = None if timeout_s is None else loop.time() + timeout_s
+        generation = Generation(self, len(choices), deadline_s)
+        self._open.update((generation, index) for index in range(len(choices)))
+        accepted: asyncio.Future[None] = loop.create_future()
+        self._commands.put(lambda: self._submit(generation, token_ids, choices, accepted))
+        try:
+            await accepted
+        except BaseException:
+            generation.close()
+            raise
+        return generation
+
+    def abort(self, generation: Generation, index: int) -> None:
+        """Ends a choice before the next step. Called in the event loop, as submit is."""
+        self._open.discard((generation, index))
+        self._commands.put(lambda: self._abort(generation, index))
+
+    def _run(self) -> None:
+        while self._is_running:
+            self._run_commands()
+            if self._routes:
+                self._step()
+        while not self._commands.empty():  # a submit that came too late gets its answer, too
+            self._commands.get_nowait()()
+        self._fail_all(unavailable(SHUTTING_DOWN))
+
+    def _run_commands(self) -> None:
+        """Runs what came in; waits for something where the engine has nothing to do."""
+        while self._is_running:
+            try:
+                command = self._commands.get(block=not self._routes)
+            except queue.Empty:
+                return
+            command()
+
+    def _step(self) -> None:
+        try:
+            outputs = self.core.step()
+        except Exception as error:
+            log.exception("the engine failed; every request in flight ends")
+            self._fail_all(error)
+            return
+        for output in outputs:
+            route = self._routes.get(output.request_id)
+            if route is not None:
+                self._deliver(*route, output)
+            if output.finish_reason is not None:
+                self._routes.pop(output.request_id, None)
+
+    def _submit(
+        self,
+        generation: Generation,
+        token_ids: Sequence[int],
+        choices: Sequence[SamplingParams],
+        accepted: "asyncio.Future[None]",
+    ) -> None:
+        try:
+            for index, params in enumerate(choices):
+                request_id = self.core.submit(token_ids, params)
+                self._routes[request_id] = (generation, index)
+        except Exception as error:
+            _call_in_loop(generation, _settle, accepted, error)
+        else:
+            _call_in_loop(generation, _settle, accepted, None)
+
+    def _abort(self, generation: Generation, index: int) -> None:
+        for request_id, route in list(self._routes.items()):
+            if route == (generation, index):
+                del self._routes[request_id]
+                self.core.abort(request_id)
+
+    def _fail_all(self, error: Exception) -> None:
+        for request_id, (generation, index) in list(self._routes.items()):
+            del self._routes[request_id]
+            try:
+                self.core.abort(request_id)
+            except Exception:
+                log.exception("request %d could not be aborted", request_id)
+            failed = StepOutput(request_id, finish_reason="error", error=error)
+            self._deliver(generation, index, failed)
+
+    def _deliver(self, generation: Generation, index: int, output: StepOutput) -> None:
+        _call_in_loop(generation, self._arrive, generation, index, output)
+
+    def _arrive(self, generation: Generation, index: int, output: StepOutput) -> None:
+        """In the event loop. A finished choice frees its place, however slowly it is then read."""
+        if output.finish_reason is not None:
+            self._open.discard((generation, index))
+        generation.outputs.put_nowait((index, output))
+
+    def _stop(self) -> None:
+        self._is_running = False
+
+
+def _call_in_loop(generation: Generation, function: Callable[..., Any], *args: Any) -> None:
+    try:
+        generation.loop.call_soon_threadsafe(function, *args)
+    except RuntimeError:  # the loop is closed: nobody waits for this any more
+        log.debug("a request's event loop closed before its answer")
+
+
+def _settle(future: "asyncio.Future[None]", error: Exception | None) -> None:
+    if future.done():  # its request was cancelled meanwhile
+        return
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)

@@ -1,0 +1,297 @@
+"""OpenAI's routes: /v1/models and /v1/chat/completions, streaming and not.
+
+Owns the translation between OpenAI's fields and the engine's. Knows nothing of sockets, threads or
+how text becomes tokens.
+"""
+
+import asyncio
+import dataclasses
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from hybrid_k2.engine import SamplingParams
+from hybrid_k2.engine.sampler import TokenLogprobs
+from hybrid_k2.server.answer import Answer, Piece, Usage
+from hybrid_k2.server.disconnect import ClientGoneError, run_until_disconnect
+from hybrid_k2.server.errors import ApiError, to_api_error
+from hybrid_k2.server.request_body import read_body
+from hybrid_k2.server.schemas import IGNORED_FIELDS, ChatCompletionRequest
+from hybrid_k2.server.service import Service
+from hybrid_k2.server.sse import DONE, SseResponse, data_event
+from hybrid_k2.text import Tokenizer
+
+log = logging.getLogger(__name__)
+
+CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody is there to read it
+MAX_REMEMBERED_FIELDS = 100
+_BODY_DOCS = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": ChatCompletionRequest.model_json_schema()}},
+    }
+}
+
+
+def create_router(service: Service) -> APIRouter:
+    """The routes over one service."""
+    router = APIRouter(prefix="/v1")
+    chat = ChatCompletions(service)
+
+    @router.get("/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [_model_card(service)]}
+
+    @router.get("/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        _check_model(service, name)
+        return _model_card(service)
+
+    @router.post("/chat/completions", openapi_extra=_BODY_DOCS)
+    async def chat_completions(request: Request) -> Response:
+        body = await read_body(request, ChatCompletionRequest, service.settings)
+        return await chat.respond(request, body)
+
+    return router
+
+
+class ChatCompletions:
+    """Answers POST /v1/chat/completions."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._warned: set[str] = set()
+
+    async def respond(self, request: Request, body: ChatCompletionRequest) -> Response:
+        """The whole answer, or a response that streams it; errors before its first byte raise."""
+        self._warn_of_unknown_fields(body)
+        _check_model(self._service, body.model)
+        _check_supported(body, self._service.core.max_sequences)
+        try:
+            answer = await run_until_disconnect(request.receive, self._start(body))
+        except ClientGoneError:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        chat = _Chat(self._service, body, answer)
+        if body.stream:
+            return SseResponse(chat.events(), self._service.settings.keep_alive_s, answer.close)
+        try:
+            return JSONResponse(await run_until_disconnect(request.receive, chat.whole()))
+        except ClientGoneError:
+            log.info("client closed its request")
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        finally:
+            answer.close()
+
+    async def _start(self, body: ChatCompletionRequest) -> Answer:
+        service = self._service
+        template, tokenizer = service.engine.template, service.engine.tokenizer
+        choices = _choices(body, template.default_temperature)
+        tools = None if body.tool_choice == "none" else body.tools
+        # Off the event loop: a long conversation takes a second to tokenise.
+        token_ids = await asyncio.to_thread(
+            template.render, body.messages, tools, max_tokens=service.core.context
+        )
+        return await Answer.start(
+            service.thread,
+            tokenizer,
+            token_ids,
+            choices,
+            stop=body.stop_strings,
+            thinking=template.thinking,
+            timeout_s=service.settings.request_timeout_s,
+        )
+
+    def _warn_of_unknown_fields(self, body: ChatCompletionRequest) -> None:
+        for name in body.model_extra or {}:
+            is_news = name not in IGNORED_FIELDS and name not in self._warned
+            if is_news and len(self._warned) < MAX_REMEMBERED_FIELDS:
+                self._warned.add(name)
+                log.warning("field %.60r of chat completions is not known here; ignored", name)
+
+
+class _Chat:
+    """One completion on its way out."""
+
+    def __init__(self, service: Service, body: ChatCompletionRequest, answer: Answer) -> None:
+        self._service = service
+        self._body = body
+        self._answer = answer
+        self._id = f"chatcmpl-{uuid.uuid4().hex}"
+        self._created = int(time.time())
+
+    async def whole(self) -> dict[str, Any]:
+        """The chat.completion object."""
+        pieces: list[list[Piece]] = [[] for _ in range(self._body.n or 1)]
+        async for piece in self._answer.pieces():
+            pieces[piece.index].append(piece)
+        return self._object(
+            "chat.completion",
+            [self._choice(index, parts) for index, parts in enumerate(pieces)],
+            usage=_usage(self._answer.usage),
+        )
+
+    async def events(self) -> AsyncGenerator[str, None]:
+        """The chunks as events, an error that comes too late for a status among them."""
+        try:
+            for index in range(self._body.n or 1):
+                yield self._chunk(index, {"role": "assistant", "content": ""})
+            async for piece in self._answer.pieces():
+                if piece.reasoning:
+                    yield self._chunk(piece.index, {"reasoning_content": piece.reasoning})
+                if piece.content or piece.logprobs:
+                    logprobs = self._logprobs(piece.logprobs)
+                    yield self._chunk(piece.index, {"content": piece.content}, logprobs)
+                if piece.finish_reason:
+                    yield self._chunk(piece.index, {}, finish_reason=piece.finish_reason)
+            if self._body.wants_usage_chunk:
+                usage = _usage(self._answer.usage)
+                yield data_event(self._object("chat.completion.chunk", [], usage=usage))
+            yield DONE
+        except Exception as error:
+            log.warning("stream %s ended by an error", self._id, exc_info=error)
+            yield data_event(to_api_error(error).body)
+
+    def _choice(self, index: int, pieces: list[Piece]) -> dict[str, Any]:
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": "".join(piece.content for piece in pieces),
+        }
+        reasoning = "".join(piece.reasoning for piece in pieces)
+        if reasoning:
+            message["reasoning_content"] = reasoning
+        logprobs = tuple(entry for piece in pieces for entry in piece.logprobs)
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": self._logprobs(logprobs),
+            "finish_reason": pieces[-1].finish_reason,
+        }
+
+    def _chunk(
+        self,
+        index: int,
+        delta: dict[str, str],
+        logprobs: dict[str, Any] | None = None,
+        finish_reason: str | None = None,
+    ) -> str:
+        choice = {
+            "index": index,
+            "delta": delta,
+            "logprobs": logprobs,
+            "finish_reason": finish_reason,
+        }
+        return data_event(self._object("chat.completion.chunk", [choice]))
+
+    def _object(self, kind: str, choices: list[Any], **more: Any) -> dict[str, Any]:
+        return {
+            "id": self._id,
+            "object": kind,
+            "created": self._created,
+            "model": self._service.model_name,
+            "choices": choices,
+            **more,
+        }
+
+    def _logprobs(
+        self, entries: tuple[tuple[int, TokenLogprobs], ...]
+    ) -> dict[str, list[Any] | None] | None:
+        if not self._body.logprobs:
+            return None
+        tokenizer = self._service.engine.tokenizer
+        content = [
+            {
+                **_token_logprob(tokenizer, token_id, logprobs.logprob),
+                "top_logprobs": [_token_logprob(tokenizer, *likely) for likely in logprobs.top],
+            }
+            for token_id, logprobs in entries
+        ]
+        return {"content": content, "refusal": None}
+
+
+def _choices(body: ChatCompletionRequest, default_temperature: float) -> list[SamplingParams]:
+    """One SamplingParams a choice; with a seed each choice has its own, derived from it."""
+    given = {
+        "temperature": default_temperature if body.temperature is None else body.temperature,
+        "max_tokens": body.max_tokens,
+        "seed": body.seed,
+        "logprobs": (body.top_logprobs or 0) if body.logprobs else None,
+        "logit_bias": _logit_bias(body.logit_bias),
+    }
+    if body.max_completion_tokens is not None:
+        given["max_tokens"] = body.max_completion_tokens
+    same_names = ("top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "ignore_eos")
+    given |= {name: getattr(body, name) for name in same_names}
+    params = SamplingParams(**{name: value for name, value in given.items() if value is not None})
+    if params.seed is None:
+        return [params] * (body.n or 1)
+    return [dataclasses.replace(params, seed=params.seed + i) for i in range(body.n or 1)]
+
+
+def _logit_bias(biases: dict[str, float] | None) -> dict[int, float] | None:
+    if biases is None:
+        return None
+    for key in biases:
+        if not (key.isascii() and key.isdigit() and len(key) <= 10):
+            raise ApiError(400, f"logit_bias: {key[:80]!r} is not a token id", param="logit_bias")
+    return {int(key): bias for key, bias in biases.items()}
+
+
+def _check_model(service: Service, name: str | None) -> None:
+    if name is not None and name != service.model_name:
+        raise ApiError(
+            404,
+            f"the model {name[:100]!r} does not exist; this server has {service.model_name!r}",
+            "not_found_error",
+            code="model_not_found",
+            param="model",
+        )
+
+
+def _check_supported(body: ChatCompletionRequest, max_choices: int) -> None:
+    if (body.n or 1) > max_choices:
+        raise ApiError(400, f"n is {body.n}; this server gives up to {max_choices}", param="n")
+    if body.top_logprobs is not None and not body.logprobs:
+        raise ApiError(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
+    if body.response_format is not None and body.response_format.type != "text":
+        raise ApiError(
+            400,
+            f"response_format {body.response_format.type[:80]!r} is not supported; use 'text'",
+            param="response_format",
+        )
+    if body.tool_choice not in (None, "none", "auto"):
+        raise ApiError(
+            400, "tool_choice is not supported but for 'auto' and 'none'", param="tool_choice"
+        )
+
+
+def _model_card(service: Service) -> dict[str, Any]:
+    return {
+        "id": service.model_name,
+        "object": "model",
+        "created": service.started,
+        "owned_by": "hybrid-k2",
+        "max_model_len": service.core.context,
+    }
+
+
+def _usage(usage: Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+def _token_logprob(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str, Any]:
+    spelt = tokenizer.token_bytes(token_id)
+    return {
+        "token": spelt.decode("utf-8", "replace"),
+        "logprob": logprob,
+        "bytes": list(spelt),
+    }

@@ -1,0 +1,80 @@
+"""What the routes share: the settings, and the engine once it is loaded.
+
+Owns the change from loading to ready. Knows nothing of HTTP routes or of how a model is loaded.
+"""
+
+import time
+from typing import Any
+
+from hybrid_k2.engine import EngineCore
+from hybrid_k2.server.engine_thread import EngineThread
+from hybrid_k2.server.errors import unavailable
+from hybrid_k2.server.settings import ServerSettings
+
+
+class Service:
+    """Created before the model is there, so that /health can answer; attach() makes it ready."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self.settings = settings
+        self.started = int(time.time())
+        self._engine: Any = None
+        self._thread: EngineThread | None = None
+        self._progress = ("starting", 0, 0)
+
+    def attach(self, engine: Any) -> None:
+        """Gives the service its engine (`core`, `tokenizer`, `template`), whose thread starts.
+
+        The caller still owns the engine and closes it after close().
+        """
+        thread = EngineThread(engine.core, max_waiting=self.settings.max_waiting)
+        thread.start()
+        self._engine, self._thread = engine, thread
+
+    def report_progress(self, phase: str, done_bytes: int, total_bytes: int) -> None:
+        """Takes a loader's progress, for /health. Callable from any thread."""
+        self._progress = (phase, done_bytes, total_bytes)
+
+    @property
+    def is_ready(self) -> bool:
+        return self._thread is not None
+
+    @property
+    def model_name(self) -> str:
+        return self.settings.model_name
+
+    @property
+    def engine(self) -> Any:
+        """Raises a 503 while the model is loading."""
+        if self._engine is None:
+            raise unavailable("Loading model")
+        return self._engine
+
+    @property
+    def thread(self) -> EngineThread:
+        """Raises a 503 while the model is loading."""
+        if self._thread is None:
+            raise unavailable("Loading model")
+        return self._thread
+
+    @property
+    def core(self) -> EngineCore:
+        """Raises a 503 while the model is loading."""
+        return self.thread.core
+
+    def health(self) -> dict[str, Any]:
+        """What /health says."""
+        if self.is_ready:
+            return {"status": "ready", "model": self.model_name}
+        phase, done_bytes, total_bytes = self._progress
+        return {
+            "status": "loading",
+            "phase": phase,
+            "done_bytes": done_bytes,
+            "total_bytes": total_bytes,
+        }
+
+    def close(self) -> None:
+        """Ends the engine's thread; requests still open get a 503."""
+        if self._thread is not None:
+            self._thread.close()

@@ -1,0 +1,22 @@
+"""What an operator chooses about the server; frozen. Knows nothing of requests."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """Times in seconds. `host` is what the socket is bound to; api_key None leaves the API open.
+
+    allowed_hosts: names besides loopback's that a Host header may carry.
+    max_waiting: requests queued beyond the engine's places before the next one gets a 429.
+    """
+
+    model_name: str = "kimi-k2"
+    host: str = "127.0.0.1"
+    api_key: str | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    max_waiting: int = 64
+    max_body_bytes: int = 32 << 20
+    body_timeout_s: float = 60.0
+    request_timeout_s: float = 3600.0
+    keep_alive_s: float = 10.0

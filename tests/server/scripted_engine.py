@@ -1,0 +1,112 @@
+"""An engine whose answers are scripted: the real EngineCore, tokenizer and template over a model
+that looks its reply up by the last user message.
+
+Owns the script, a gate that holds the model still, and a record of how requests end. Knows no HTTP.
+"""
+
+import queue
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from engine.fake_model import FakeCache
+from text_factory import small_vocabulary
+
+from hybrid_k2.engine import EngineCore
+from hybrid_k2.text import ChatTemplate, Tokenizer
+
+ENDLESS = "endless"
+CRASH = "crash"
+
+
+class ScriptedModel:
+    """Gives the next token of the reply a probability near one.
+
+    replies: user text -> reply, parts of which may be control tokens by name, each a part of its
+    own.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, replies: dict[str, Sequence[str]]) -> None:
+        self._tokenizer = tokenizer
+        self._replies = replies
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Semaphore(0)
+
+    def new_cache(self) -> FakeCache:
+        return FakeCache()
+
+    def forward(self, spans: Sequence[Any]) -> list[torch.Tensor | None]:
+        self.entered.release()
+        assert self.gate.wait(30), "a test left the gate shut"
+        for span in spans:
+            span.cache.token_ids += span.token_ids
+        return [None if s.logits == "none" else self._logits(s.cache.token_ids) for s in spans]
+
+    def _logits(self, token_ids: list[int]) -> torch.Tensor:
+        logits = torch.zeros(1, self._tokenizer.vocab_size)
+        logits[0, self._next(token_ids)] = 20.0
+        return logits
+
+    def _next(self, token_ids: list[int]) -> int:
+        special = self._tokenizer.special_id
+        start = _last(token_ids, special("<|im_assistant|>"))
+        answered = len(token_ids) - _next_index(token_ids, special("<|im_middle|>"), start) - 1
+        user = _last(token_ids[:start], special("<|im_user|>"))
+        first = _next_index(token_ids, special("<|im_middle|>"), user) + 1
+        said = token_ids[first : _next_index(token_ids, special("<|im_end|>"), first)]
+        text = self._tokenizer.decode(said)
+        if text == CRASH:
+            raise ArithmeticError("/secret/path crashed")
+        if text == ENDLESS:
+            return ord("a") + answered % 26
+        reply = self.ids(self._replies.get(text, [f"You said: {text}"]))
+        return [*reply, special("<|im_end|>")][answered]
+
+    def ids(self, parts: Sequence[str]) -> list[int]:
+        ids: list[int] = []
+        for part in parts:
+            token_id = self._tokenizer.special_id(part)
+            ids += self._tokenizer.encode(part) if token_id is None else [token_id]
+        return ids
+
+
+class RecordingCore(EngineCore):
+    """Says how each request ended: `ended` yields the finish reasons in order."""
+
+    def __init__(self, model: Any, **settings: Any) -> None:
+        super().__init__(model, **settings)
+        self.ended: queue.Queue[str] = queue.Queue()
+
+    def _end(self, sequence: Any, finish_reason: str, **output: Any) -> None:
+        super()._end(sequence, finish_reason, **output)
+        self.ended.put(finish_reason)
+
+
+class ScriptedEngine:
+    """What the server takes from hybrid_k2.Engine."""
+
+    def __init__(
+        self, replies: dict[str, Sequence[str]] | None = None, thinking: bool = False, **core: Any
+    ) -> None:
+        self.tokenizer = Tokenizer(small_vocabulary(thinking=thinking))
+        self.template = ChatTemplate(self.tokenizer, "thinking" if thinking else "instruct")
+        self.model = ScriptedModel(self.tokenizer, replies or {})
+        settings = dict(
+            vocab_size=self.tokenizer.vocab_size,
+            eos_token_ids=(self.tokenizer.special_id("<|im_end|>"),),
+            context=1000,
+            prefill_chunk=64,
+            max_sequences=2,
+            prefix_cache_bytes=1 << 20,
+        )
+        self.core = RecordingCore(self.model, **{**settings, **core})
+
+
+def _last(token_ids: Sequence[int], wanted: int) -> int:
+    return len(token_ids) - 1 - list(reversed(token_ids)).index(wanted)
+
+
+def _next_index(token_ids: Sequence[int], wanted: int, start: int) -> int:
+    return list(token_ids).index(wanted, start)
