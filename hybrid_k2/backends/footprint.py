@@ -123,11 +123,12 @@ def _attention(
     kv_dtype = kwargs.get("kv_dtype", "float32" if device == "cpu" else "bfloat16")
     context = context_tokens(config, runtime)
     kv = context * kv_bytes_per_token(config, kv_dtype)
-    # Keys, values and scores of at least one head, its softmax and mask; the latents in float32.
+    # Keys, values and scores of a block of heads, its softmax and mask; the latents in float32.
     chunk = _chunk_tokens(config, runtime)
     one_head = context * (config.qk_head_dim + config.v_head_dim + chunk) * _FLOAT32
     latents = context * config.latent_dim * _FLOAT32
-    scratch = {device: 3 * max(one_head, _ATTENTION_SCRATCH_BYTES) + 2 * latents}
+    block = max(one_head, min(_ATTENTION_SCRATCH_BYTES, one_head * config.num_attention_heads))
+    scratch = {device: 3 * block + 2 * latents}
     stored_bytes = sum(tensor.num_bytes for tensor in tensors.values())
     if device == "cpu" and "k_b_proj" in tensors:
         return Footprint(stored_bytes, kv, kv=kv, scratch=scratch, reads={"cpu": stored_bytes})

@@ -40,23 +40,20 @@ def load_rules(rules: str | Path = AUTO, hardware: Hardware | None = None) -> Ru
     if name == AUTO:
         name = choose_rules(hardware or probe_hardware())
     path = Path(name)
-    try:
-        is_file = path.is_file()
-    except (OSError, ValueError) as error:  # a name too long, a NUL in it
-        raise RuleError(f"{name[:80]!r} is no rule file: {error}") from None
-    if not is_file and name.removesuffix(".yaml") in shipped_names():
+    shipped = shipped_names()
+    if name.removesuffix(".yaml") in shipped and not path.is_file():
         file = f"{name.removesuffix('.yaml')}.yaml"
         return parse_rule_text(resources.files(_PACKAGE).joinpath(file).read_bytes(), file)
     try:
         with path.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        known = did_you_mean(path.name.removesuffix(".yaml"), [AUTO, *shipped_names()])
+        known = did_you_mean(path.name.removesuffix(".yaml"), [AUTO, *shipped])
         raise RuleError(f"{name}: no such rule file{known}") from None
     except IsADirectoryError:
         raise RuleError(f"{name}: a directory; give the rule file in it") from None
-    except OSError as error:
-        raise RuleError(f"{name}: cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # no permission, a name too long, a NUL in it
+        raise RuleError(f"{name[:80]!r}: cannot be read as a rule file: {error}") from None
     return parse_rule_text(data, name)
 
 

@@ -4,12 +4,14 @@ Owns the order of rules and the errors that need the model to see: a rule that m
 that earlier rules shadow, a layer the model does not have, a backend on a class it cannot serve.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hybrid_k2.backends.registry import default_placement, find_backend
 from hybrid_k2.checkpoint.modules import ModuleSpec
 from hybrid_k2.errors import BadInputError, RuleError
+from hybrid_k2.rules.patterns import SECONDS
 from hybrid_k2.rules.schema import Placement, Rule, RuleSet
 
 
@@ -29,6 +31,7 @@ def assign(
 
     Raises RuleError, naming the line, for a rule that can have no effect on this model.
     """
+    deadline = time.perf_counter() + SECONDS
     takers: list[Rule | None] = [None] * len(modules)
     notes = []
     for rule in rules.rules:
@@ -39,8 +42,8 @@ def assign(
                 f'(0-{num_layers - 1}); "N-" means from N to the last'
             )
         try:
-            matched = _matched(rule, modules)
-            problem = _useless(rule, matched, takers, modules)
+            matched = _matched(rule, modules, deadline)
+            problem = _useless(rule, matched, takers, modules, deadline)
         except BadInputError as error:
             raise RuleError(f"{where}{error}") from None
         if problem and rule.is_strict:
@@ -54,7 +57,7 @@ def assign(
     ], notes
 
 
-def _matched(rule: Rule, modules: Sequence[ModuleSpec]) -> list[int]:
+def _matched(rule: Rule, modules: Sequence[ModuleSpec], deadline: float) -> list[int]:
     """Indices of the modules that satisfy every condition of the rule."""
     indices = [
         index
@@ -64,7 +67,7 @@ def _matched(rule: Rule, modules: Sequence[ModuleSpec]) -> list[int]:
     ]
     if rule.name is None:
         return indices
-    hits = rule.name.search(_names(rule, [modules[index] for index in indices]))
+    hits = rule.name.search(_names(rule, [modules[index] for index in indices]), deadline)
     return [index for index, hit in zip(indices, hits, strict=True) if hit]
 
 
@@ -94,25 +97,27 @@ def _useless(
     matched: list[int],
     takers: list[Rule | None],
     modules: Sequence[ModuleSpec],
+    deadline: float,
 ) -> str:
     """Why the rule has no effect; empty where it has one."""
     if not matched:
-        return f"the rule matches nothing: {_counts(rule, modules)}"
+        return f"the rule matches nothing: {_counts(rule, modules, deadline)}"
     earlier = {taker.line for index in matched if (taker := takers[index])}
     if all(takers[index] for index in matched):
         lines = ", ".join(map(str, sorted(earlier)))
+        which = f"all {len(matched)} modules" if len(matched) > 1 else "the only module"
         return (
-            f"the rule never applies: the {len(matched)} modules it matches are placed by the "
+            f"the rule never applies: {which} it matches went to the "
             f"rule{'s' if len(earlier) > 1 else ''} at line {lines}; move it up or delete it"
         )
     return ""
 
 
-def _counts(rule: Rule, modules: Sequence[ModuleSpec]) -> str:
+def _counts(rule: Rule, modules: Sequence[ModuleSpec], deadline: float) -> str:
     """How many modules each condition alone allows: the one that says 0 is the mistake."""
     parts = []
     if rule.name is not None:
-        hits = sum(rule.name.search(_names(rule, modules)))
+        hits = sum(rule.name.search(_names(rule, modules), deadline))
         parts.append(f"name {rule.name.text[:60]!r} fits {hits}")
     if rule.classes:
         hits = sum(module.module_class in rule.classes for module in modules)

@@ -223,7 +223,8 @@ def _problem(plan: Plan, allow_disk: bool) -> str | None:
         blame = _blame(plan, lambda cost: cost.ram)
         return (
             f"{blame}; RAM needs {format_size(plan.ram_bytes)} allocated and "
-            f"{format_size(plan.ram_limit)} is available. Use kv_dtype: bfloat16"
+            f"{format_size(plan.ram_limit)} is available. Use kv_dtype: bfloat16 or "
+            "less context"
         )
     needed = plan.ram_bytes + plan.mapped_bytes
     if needed > plan.ram_limit and not allow_disk:
