@@ -20,7 +20,8 @@ CORPUS = (
     "hello hello hello world world the system user assistant tool functions answers the question "
     "he's they're we'll HELLO World helloWorld 1234567890 café naïve def f(x): return x + 1\n\n"
     "你好世界。你好 北京的天气 😀👍🏽😀 <|im_end|> <think> <|im_user|>    \t\t\r\n end ends ending "
-    "Kimi runs on a workstation of yours. What is the weather in Beijing? It is sunny, not cold. "
+    "Kimi runs on a workstation of yours. What is the weather in Beijing? It is sunny. "
+    "Zero.\n\nOne.\n\nTwo.\n\n"
 )
 THINK_NAMES = {22: "<think>", 23: "</think>"}
 MEDIA_NAMES = {18: "<|media_begin|>", 19: "<|media_content|>", 20: "<|media_end|>"}

@@ -274,10 +274,11 @@ def test_nothing_a_client_sends_becomes_a_control_token(variant: str, text: str)
 
 
 def test_neighbouring_texts_are_encoded_as_one() -> None:
-    ids = template().render([SYS, result("x", "hello")], add_generation_prompt=False)
+    ids = template().render([SYS, result("x", "\nhello")], add_generation_prompt=False)
     middle = SMALL.special_id("<|im_middle|>")
     body = ids[len(ids) - 1 - ids[::-1].index(middle) + 1 : -1]
-    assert body == SMALL.encode("## Return of x\nhello")
+    assert body == SMALL.encode("## Return of x\n\nhello")
+    assert body != SMALL.encode("## Return of x\n") + SMALL.encode("\nhello")
 
 
 # Parts of messages -----------------------------------------------------------------------------

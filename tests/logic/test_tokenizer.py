@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_factory import CONTROL_NAMES, CORPUS, gguf_metadata, small_vocabulary, write_directory
@@ -174,6 +175,31 @@ def test_the_tokenizers_library_agrees_on_k2s_vocabulary(k2_vocabulary: Vocabula
     ours = Tokenizer(k2_vocabulary)
     for text in [*VECTORS, CORPUS, Path(__file__).read_text(encoding="utf-8")]:
         assert ours.encode(text) == peer.encode(text).ids
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        ["你好", "world"],
+        ["Hello", "World"],
+        ["HELLOWorld"],
+        [" ", "你", "b"],
+        ["A", "你", "b"],
+        ["a\u0301", "你"],
+        ["ABC", "你"],
+        ["it's", " I'LL", " we'RE"],
+        ["123", "456", "7", "a"],
+        [" !?\n\n", "a"],
+        ["  \n \n", "  ", " a"],
+        ["x", "   "],
+        ["\tab", " ", "9"],
+        ["ǅaʰ", "你"],
+    ],
+)
+def test_text_is_split_as_k2s_expression_says(pieces: list[str]) -> None:
+    """The expression read by another program: the regex module, which knows class intersections."""
+    text = "".join(pieces)
+    assert regex.compile(SPLIT_PATTERN, regex.V1).findall(text) == pieces
 
 
 # The small vocabulary --------------------------------------------------------------------------
