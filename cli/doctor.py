@@ -148,11 +148,15 @@ def check_kernels() -> Iterator[Check]:
     detail = "; ".join(f"{tier}: {' '.join(quants)}" for tier, quants in by_tier.items())
     lowered = f" (HYBRID_K2_ISA={runtime.tier})" if runtime.tier else ""
     yield Check("kernels", "ok", detail + lowered)
-    pool = extension.ThreadPool(runtime.resolved_threads)
-    speed = extension.read_bandwidth(pool, 256 << 20, 3)
+    threads = runtime.resolved_threads
+    speed = extension.read_bandwidth(extension.ThreadPool(threads), 256 << 20, 3)
     ceiling = speed * 1e9 / K2_READS_PER_TOKEN
-    detail = f"{speed:.1f} GB/s on {runtime.resolved_threads} threads: K2's experts at 4.5 bits allow "
-    yield Check("bandwidth", "ok", f"{detail}at most {ceiling:.1f} tokens/s")
+    yield Check(
+        "bandwidth",
+        "ok",
+        f"{speed:.1f} GB/s on {threads} threads, which allow K2's experts at 4.5 bits "
+        f"at most {ceiling:.1f} tokens/s",
+    )
 
 
 def check_ram(hardware: Hardware) -> Check:
