@@ -336,12 +336,12 @@ class _Keys:
             _bad(self.name(key), value, f"{minimum} to {MAX_COUNT} is expected")
         return int(value)
 
-    def real(self, key: str, default: float | None = None, *, minimum: float = 0.0) -> float:
+    def real(self, key: str, default: float | None = None, *, or_zero: bool = False) -> float:
         value = self._required(key, default)
         if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number)):
             _bad(self.name(key), value, "a number is expected")
-        if not minimum < value < MAX_REAL:  # false for NaN too
-            _bad(self.name(key), value, f"a finite number above {minimum:g} is expected")
+        if not (0 < value < MAX_REAL or (or_zero and value == 0)):  # NaN is neither
+            _bad(self.name(key), value, "a finite number above 0 is expected")
         # A float32 of a GGUF reads back as the decimal that was written: 2.827, not 2.8269999027.
         return float(str(np.float32(value))) if self._prefix else float(value)
 
@@ -410,7 +410,7 @@ def _hf_yarn(rope: Mapping[str, Any] | None) -> YarnConfig | None:
     if kind != "yarn":
         _bad(keys.name("type"), kind, "only 'yarn' is supported, as in every Kimi K2")
     optional = {
-        key: keys.real(key, minimum=-1.0)
+        key: keys.real(key, or_zero=key.startswith("mscale"))
         for key in ("beta_fast", "beta_slow", "mscale", "mscale_all_dim")
         if rope.get(key) is not None
     }
@@ -426,7 +426,7 @@ def _gguf_yarn(keys: _Keys) -> YarnConfig | None:
     if kind != "yarn":
         _bad(keys.name("rope.scaling.type"), kind, "only 'yarn' is supported, as in every Kimi K2")
     # The key holds 0.1 * mscale_all_dim. K2's mscale equals it, so cos and sin stay unscaled.
-    mscale = round(10 * keys.real("rope.scaling.yarn_log_multiplier", 0.1, minimum=-1.0), 6)
+    mscale = round(10 * keys.real("rope.scaling.yarn_log_multiplier", 0.1, or_zero=True), 6)
     return YarnConfig(
         factor=keys.real("rope.scaling.factor"),
         original_max_position_embeddings=keys.count("rope.scaling.original_context_length"),
