@@ -73,7 +73,8 @@ class ChatSession:
         """Yields the answer to `text` as it arrives; closing the iterator ends it where it is.
 
         What came out before an interruption stays in the conversation; a question without any
-        answer does not. Raises RequestError where the conversation does not fit the context.
+        answer does not, nor does one whose answer failed. Raises RequestError where the
+        conversation does not fit the context, and whatever the engine raises.
         """
         question = {"role": "user", "content": text}
         ids = self.template.render(
@@ -82,9 +83,11 @@ class ChatSession:
         answer = self.answer = Answer(prompt_tokens=len(ids))
         try:
             yield from self._generate(ids, answer)
-        finally:
-            if answer.content or answer.finish_reason != "interrupted":
+        except (KeyboardInterrupt, GeneratorExit):
+            if answer.content:
                 self.messages += [question, answer.message()]
+            raise
+        self.messages += [question, answer.message()]
 
     def reset(self) -> None:
         """Forgets the conversation; the system prompt stays."""

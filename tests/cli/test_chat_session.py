@@ -186,7 +186,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_beside_it(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(HybridK2Error, match="chat.json: not saved: No space left") as caught:
+    with pytest.raises(HybridK2Error, match=r"chat\.json: not saved: No space") as caught:
         chat(FakeEngine()).save(file)
     assert caught.value.exit_code == 1
     assert [path.name for path in tmp_path.iterdir()] == ["chat.json"]
