@@ -294,6 +294,17 @@ ENVIRONMENT: Mapping[str, tuple[str, Callable[[str], Any]]] = {
 }
 
 
+def state_dir() -> Path:
+    """Where this user's chat history belongs; by the XDG rules a relative path is ignored."""
+    base = Path(os.environ.get("XDG_STATE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".local" / "state") / "hybrid-k2"
+
+
+def wants_colour() -> bool:
+    """False where NO_COLOR is set to anything or the terminal knows no colours."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 def yarn_mscale(factor: float, mscale: float) -> float:
     """YaRN's temperature: 1 + 0.1 * mscale * ln(factor), and 1 where nothing is extended."""
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
