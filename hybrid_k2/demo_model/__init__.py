@@ -8,9 +8,9 @@ from pathlib import Path
 
 NAME = "hybrid-k2 demo model"
 NOTICE = (
-    "This is hybrid-k2's built-in demo model: Kimi K2's architecture in 3 MB with random, untrained "
-    "weights. Its answers are noise; they show that the program works. "
-    "For real answers give a Kimi K2 GGUF: hybrid-k2 chat MODEL"
+    "This is hybrid-k2's built-in demo model: Kimi K2's architecture in 3 MB, with random, "
+    "untrained weights. Its answers are noise and only show that the program works. For real "
+    "answers give a Kimi K2 GGUF: hybrid-k2 chat MODEL"
 )
 
 

@@ -9,6 +9,7 @@ of the ids: text tokens by rank, then K2's control tokens in K2's order.
 import ast
 import sysconfig
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -18,11 +19,12 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from hybrid_k2.text.tokenizer import SPLIT_PATTERN
 
 NUM_CONTROL_IDS = 32
+END_OFFSET = 2
 # Offsets from the first control id, as in K2-Instruct, whose block of 256 is cut short here.
 CONTROL_TOKENS = {
     0: "[BOS]",
     1: "[EOS]",
-    2: "<|im_end|>",
+    END_OFFSET: "<|im_end|>",
     3: "<|im_user|>",
     4: "<|im_assistant|>",
     6: "<|start_header_id|>",
@@ -64,7 +66,9 @@ def corpus() -> Iterator[str]:
 
 
 def pre_tokenized(model: models.BPE) -> Tokenizer:
-    """A `tokenizers` pipeline around `model` that cuts text as K2 does, then maps bytes to letters."""
+    """A `tokenizers` pipeline around `model` that cuts text as K2 does, then maps bytes to
+    letters.
+    """
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -99,7 +103,7 @@ def split_by_ranks(text: str, ranks: dict[str, int], below: int) -> list[str]:
     while len(parts) > 1:
         candidates = [
             (ranks.get(left + right, below), index)
-            for index, (left, right) in enumerate(zip(parts, parts[1:], strict=False))
+            for index, (left, right) in enumerate(pairwise(parts))
         ]
         rank, index = min(candidates)
         if rank >= below:
@@ -109,7 +113,9 @@ def split_by_ranks(text: str, ranks: dict[str, int], below: int) -> list[str]:
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, tokens: Sequence[str], chat_template: str) -> None:
-    """Writes the tokenizer.* keys of a K2 GGUF: text tokens, control tokens, merges, special ids."""
+    """Writes the tokenizer.* keys of a K2 GGUF: text tokens, control tokens, merges, special
+    ids.
+    """
     first = len(tokens)
     control = [CONTROL_TOKENS.get(offset) for offset in range(NUM_CONTROL_IDS)]
     names = [name or f"[PAD{first + offset}]" for offset, name in enumerate(control)]
