@@ -17,7 +17,7 @@ import numpy as np
 
 from hybrid_k2.engine.prefix_cache import PrefixCache
 from hybrid_k2.engine.runner import Runner
-from hybrid_k2.engine.sampling_params import SamplingParams
+from hybrid_k2.engine.sampling_params import SamplingParams, shown
 from hybrid_k2.engine.scheduler import Scheduler, Work
 from hybrid_k2.engine.sequence import Sequence, StepOutput
 from hybrid_k2.engine.stats import EngineStats
@@ -304,7 +304,7 @@ class EngineCore:
         is_integer = isinstance(token_id, int | np.integer) and not isinstance(token_id, bool)
         if not is_integer or not 0 <= token_id < self.vocab_size:
             raise RequestError(
-                f"token id {token_id!r} is not in the vocabulary; "
+                f"token id {shown(token_id)} is not in the vocabulary; "
                 f"ids are integers from 0 to {self.vocab_size - 1}"
             )
 

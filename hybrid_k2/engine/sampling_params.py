@@ -66,16 +66,16 @@ class SamplingParams:
 def _check_number(name: str, value: object, low: float, high: float) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value) or not low <= value <= high:
-        raise RequestError(f"{name} is {_shown(value)}; it must be a number from {low} to {high}")
+        raise RequestError(f"{name} is {shown(value)}; it must be a number from {low} to {high}")
 
 
 def _check_integer(name: str, value: object, low: int, high: int) -> None:
     is_integer = isinstance(value, int) and not isinstance(value, bool)
     if not is_integer or not low <= value <= high:
-        raise RequestError(f"{name} is {_shown(value)}; it must be an integer from {low} to {high}")
+        raise RequestError(f"{name} is {shown(value)}; it must be an integer from {low} to {high}")
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """`value` as an error message shows it: never longer than a line, integers of any length
     included.
     """

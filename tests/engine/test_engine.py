@@ -335,15 +335,17 @@ def test_statistics_count_what_was_computed():
         ([-1], "-1.*49"),
         ([1.0], "1.0"),
         ([True], "True"),
-        (["a"], "'a'"),
+        (["a" * 10**6], "'aaa"),
+        pytest.param([10**5000], "an integer of 16610 bits", id="a-huge-id"),
         ([1] * 200, "200 tokens"),
     ],
 )
 def test_a_prompt_the_model_cannot_read_is_an_error_with_its_numbers(prompt, numbers):
     engine = open_engine()
     for call in (engine.submit, engine.generate):
-        with pytest.raises(RequestError, match=numbers):
+        with pytest.raises(RequestError, match=numbers) as caught:
             call(prompt, GREEDY)
+        assert len(str(caught.value)) < 200
     assert engine.num_waiting == 0
 
 
