@@ -22,7 +22,7 @@ MAX_COUNT = 1 << 24
 MAX_LAYERS = 1 << 12
 MAX_REAL = 1e12
 GGUF_ARCHITECTURE = "deepseek2"
-GGUF_SOFTMAX, GGUF_SIGMOID = 1, 2
+GGUF_SIGMOID = 2  # 1 is softmax
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +174,7 @@ class K2Config:
         """Reads the `deepseek2.*` keys of a GGUF.
 
         shapes: the file's tensors by GGUF name, numpy order; they give the vocabulary's size where
-        no key does, and say whether the head is tied and whether the router has a correction bias
-        (only sigmoid routing has one).
+        no key does, and say whether the router has a correction bias (only sigmoid routing has).
         """
         shapes = shapes or {}
         architecture = metadata.get("general.architecture")
@@ -223,7 +222,6 @@ class K2Config:
             rope_theta=keys.real("rope.freq_base"),
             rope_scaling=_gguf_yarn(keys),
             rms_norm_eps=keys.real("attention.layer_norm_rms_epsilon"),
-            tie_word_embeddings=bool(shapes) and "output.weight" not in shapes,
             eos_token_ids=_eos_ids(
                 metadata.get("tokenizer.ggml.eot_token_id"),
                 metadata.get("tokenizer.ggml.eos_token_id"),
@@ -398,7 +396,7 @@ def _require_supported_gguf(keys: _Keys, *, has_router_bias: bool) -> None:
     A file without the gating key means softmax to llama.cpp (DeepSeek-V2's); one that carries
     routing correction biases can only be sigmoid-gated, so it is read as such.
     """
-    default = GGUF_SIGMOID if has_router_bias else GGUF_SOFTMAX
+    default = GGUF_SIGMOID if has_router_bias else None
     gating = keys.count("expert_gating_func", default=default, minimum=0)
     if gating != GGUF_SIGMOID:
         _bad(
