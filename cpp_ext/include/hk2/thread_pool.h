@@ -1,0 +1,102 @@
+// Persistent workers for parallel regions of a few microseconds to a few seconds.
+//
+// The calling thread is worker 0, so runnable threads never exceed `size`. Workers spin for a moment after a region,
+// because the next layer comes soon, then sleep. One region runs at a time; callers from other threads wait their turn.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+#include "hk2/arena.h"
+
+namespace hk2 {
+
+// All threads of a region meet here. Spins, then yields: right also with more threads than cores.
+class Barrier {
+ public:
+  void reset(int threads);
+  void wait();
+
+ private:
+  alignas(64) std::atomic<int> missing_{0};
+  alignas(64) std::atomic<uint32_t> phase_{0};
+  int threads_ = 0;
+};
+
+// Hands out task numbers to whoever asks next.
+class TaskCounter {
+ public:
+  void reset() { next_.store(0, std::memory_order_relaxed); }
+  int64_t take() { return next_.fetch_add(1, std::memory_order_relaxed); }
+
+ private:
+  alignas(64) std::atomic<int64_t> next_{0};
+};
+
+// Worker's part [begin, end) of `total` things cut into nearly equal contiguous parts.
+struct Share {
+  int64_t begin, end;
+  Share(int64_t total, int worker, int workers)
+      : begin(total * worker / workers), end(total * (worker + 1) / workers) {}
+};
+
+class ThreadPool {
+ public:
+  // Workers 1.. are pinned to cpus[1..] if cpus is not empty; worker 0 is whoever calls, and is left as it is.
+  // std::invalid_argument: num_threads < 1, or cpus neither empty nor num_threads CPUs this process may use.
+  ThreadPool(int num_threads, const std::vector<int>& cpus);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int size() const { return size_; }
+
+  // Exclusive use of the pool and of its scratch memory, from before the first region to after the last.
+  class Lease {
+   public:
+    explicit Lease(ThreadPool& pool) : pool_(pool), lock_(pool.lease_) { pool.arena_.reset(); }
+
+    Arena& arena() { return pool_.arena_; }
+    int workers() const { return pool_.usable_workers(); }
+
+    // Calls body(worker) on every worker, 0 <= worker < workers(), and returns when all have returned. body must not
+    // throw. Inside, barrier() makes all workers meet.
+    template <class Body>
+    void run(Body&& body) {
+      pool_.run([](void* b, int worker) { (*static_cast<std::remove_reference_t<Body>*>(b))(worker); }, &body);
+    }
+    void barrier() { pool_.barrier_.wait(); }
+
+   private:
+    ThreadPool& pool_;
+    std::lock_guard<std::mutex> lock_;
+  };
+
+ private:
+  using Function = void (*)(void* context, int worker);
+
+  int usable_workers() const;
+  void run(Function function, void* context);
+  void worker_main(int worker);
+  bool wait_for_region(uint32_t seen);
+  void join();
+
+  const int size_;
+  const int process_;  // threads do not survive fork: a child computes on the calling thread alone
+  std::mutex lease_;
+  Arena arena_;
+  Barrier barrier_;
+  Function function_ = nullptr;
+  void* context_ = nullptr;
+  alignas(64) std::atomic<uint32_t> region_{0};  // counts regions; workers sleep on it
+  alignas(64) std::atomic<int> running_{0};
+  alignas(64) std::atomic<int> sleeping_{0};
+  std::atomic<bool> stop_{false};
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace hk2

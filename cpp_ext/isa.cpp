@@ -1,0 +1,76 @@
+#include "hk2/isa.h"
+
+#include <stdexcept>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace hk2 {
+namespace {
+
+#if defined(__x86_64__)
+struct CpuFeatures {
+  bool avx2 = false, avx512_vnni = false;
+
+  CpuFeatures() {
+    unsigned a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d)) return;
+    const bool fma = c >> 12 & 1, osxsave = c >> 27 & 1, f16c = c >> 29 & 1;
+    if (!osxsave) return;
+    // The operating system must save the wide registers too, or the CPU's word is worth nothing.
+    unsigned xcr0, xcr0_high;
+    __asm__("xgetbv" : "=a"(xcr0), "=d"(xcr0_high) : "c"(0));
+    const bool os_ymm = (xcr0 & 0x06) == 0x06, os_zmm = (xcr0 & 0xe6) == 0xe6;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
+    avx2 = os_ymm && fma && f16c && (b >> 5 & 1);
+    const bool f = b >> 16 & 1, dq = b >> 17 & 1, bw = b >> 30 & 1, vl = b >> 31 & 1;
+    avx512_vnni = avx2 && os_zmm && f && dq && bw && vl && (c >> 11 & 1);
+  }
+};
+#endif
+
+bool is_supported(Tier tier) {
+#if defined(__x86_64__)
+  static const CpuFeatures cpu;
+  if (tier == Tier::kAvx2) return cpu.avx2;
+  if (tier == Tier::kAvx512Vnni) return cpu.avx512_vnni;
+#endif
+  return tier == Tier::kGeneric;
+}
+
+}  // namespace
+
+const std::vector<TierInfo>& all_tiers() {
+  static const std::vector<TierInfo> tiers = {
+      {Tier::kGeneric, "generic", Tier::kGeneric},
+      {Tier::kAvx2, "avx2", Tier::kGeneric},
+      {Tier::kAvx512Vnni, "avx512_vnni", Tier::kAvx2},
+  };
+  return tiers;
+}
+
+std::vector<TierInfo> supported_tiers() {
+  std::vector<TierInfo> result;
+  for (const TierInfo& info : all_tiers())
+    if (is_supported(info.tier)) result.push_back(info);
+  return result;
+}
+
+const TierInfo& tier_info(Tier tier) { return all_tiers()[static_cast<int>(tier)]; }
+
+TierInfo choose_tier(const std::string& name) {
+  const std::vector<TierInfo> supported = supported_tiers();
+  if (name.empty()) return supported.back();
+  std::string names;
+  for (const TierInfo& info : supported) {
+    if (name == info.name) return info;
+    names += (names.empty() ? "" : ", ") + std::string(info.name);
+  }
+  for (const TierInfo& info : all_tiers())
+    if (name == info.name)
+      throw std::invalid_argument("tier: this machine cannot run '" + name + "', expected one of " + names);
+  throw std::invalid_argument("tier: unknown name '" + name + "', expected one of " + names);
+}
+
+}  // namespace hk2

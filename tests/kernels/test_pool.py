@@ -1,0 +1,81 @@
+"""The thread pool: more threads than cores, callers that compete, fork, sleep and wake; the bandwidth probe."""
+
+import os
+import threading
+
+import numpy as np
+import pytest
+
+_cpu = pytest.importorskip("hybrid_k2._cpu", reason="the C++ extension is not built")
+
+from kernels.blocks import random_stored  # noqa: E402
+
+
+@pytest.fixture
+def problem(rng):
+    stored = random_stored("Q8_0", (40, 64), rng)
+    return _cpu.Matrix(stored.data, "Q8_0", (40, 64)), rng.standard_normal((3, 64)).astype(np.float32)
+
+
+def solve(pool, problem):
+    matrix, x = problem
+    y = np.empty((len(x), 40), np.float32)
+    _cpu.linear(pool, _cpu.Kernels(), matrix, x, y)
+    return y
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 2 * (os.cpu_count() or 1) + 1])
+def test_any_number_of_threads_computes_the_same(problem, threads):
+    expected = solve(_cpu.ThreadPool(1), problem)
+    pool = _cpu.ThreadPool(threads)
+    for _ in range(50):
+        np.testing.assert_array_equal(solve(pool, problem), expected)
+
+
+def test_callers_on_several_python_threads_take_turns(problem):
+    pool, expected, wrong = _cpu.ThreadPool(2), solve(_cpu.ThreadPool(1), problem), []
+
+    def work():
+        for _ in range(50):
+            if not np.array_equal(solve(pool, problem), expected):
+                wrong.append(threading.get_ident())
+
+    callers = [threading.Thread(target=work) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not wrong
+
+
+def test_sleeping_workers_wake_up(problem):
+    pool, expected = _cpu.ThreadPool(3), solve(_cpu.ThreadPool(1), problem)
+    idle = threading.Event()
+    for _ in range(5):
+        idle.wait(0.005)  # fifty times the workers' patience
+        np.testing.assert_array_equal(solve(pool, problem), expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_computes_on_its_own(problem):
+    pool = _cpu.ThreadPool(2)
+    expected = solve(pool, problem)
+    child = os.fork()
+    if child == 0:
+        right = np.array_equal(solve(pool, problem), expected)
+        del pool
+        os._exit(0 if right else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    np.testing.assert_array_equal(solve(pool, problem), expected)
+
+
+def test_workers_can_be_pinned(problem):
+    cpu = min(os.sched_getaffinity(0))
+    pool = _cpu.ThreadPool(2, [cpu, cpu])
+    np.testing.assert_array_equal(solve(pool, problem), solve(_cpu.ThreadPool(1), problem))
+    assert pool.num_threads == 2
+
+
+def test_read_bandwidth_is_a_plausible_rate(pool):
+    assert 0.1 < _cpu.read_bandwidth(pool, 1 << 24, 3) < 10_000

@@ -1,0 +1,143 @@
+"""Every (tier, quant type) pair against float64, on odd shapes; dequantisation against the gguf package.
+
+A tier that lacks a kernel for a type falls to its parent; the pair is run all the same.
+"""
+
+import numpy as np
+import pytest
+
+_cpu = pytest.importorskip("hybrid_k2._cpu", reason="the C++ extension is not built")
+
+from kernels.blocks import (  # noqa: E402
+    FLOAT_TYPES,
+    block_shape,
+    dequantised,
+    product,
+    product_tolerance,
+    random_stored,
+)
+
+PAIRS = [(tier, quant) for tier in _cpu.tiers() for quant in _cpu.quant_types()]
+pairs = pytest.mark.parametrize(("tier", "quant"), PAIRS)
+
+
+def column_counts(quant: str) -> list[int]:
+    """One block, an odd count, and more than two of every vector unit."""
+    size = block_shape(quant)[0]
+    return {1: [1, 17, 130, 576], 32: [32, 96, 544], 256: [256, 768]}[size]
+
+
+def linear(pool, tier: str, stored, x: np.ndarray) -> np.ndarray:
+    y = np.full((len(x), stored.shape[0]), np.nan, np.float32)
+    matrix = _cpu.Matrix(stored.data, stored.quant, stored.shape)
+    _cpu.linear(pool, _cpu.Kernels(tier), matrix, x, y)
+    return y
+
+
+@pairs
+def test_linear_agrees_with_float64(pool, rng, tier, quant):
+    for cols in column_counts(quant):
+        for rows in (1, 3, 33):
+            stored = random_stored(quant, (rows, cols), rng)
+            for tokens in (1, 2, 5, 17):
+                x = rng.standard_normal((tokens, cols)).astype(np.float32)
+                error = np.abs(linear(pool, tier, stored, x) - product(stored, x))
+                assert np.all(error <= product_tolerance(stored, x)), (rows, cols, tokens, error.max())
+
+
+@pairs
+def test_outliers_of_fifty_sigma_do_not_spoil_the_other_blocks(pool, rng, tier, quant):
+    cols = 1024
+    stored = random_stored(quant, (64, cols), rng)
+    x = rng.standard_normal((4, cols)).astype(np.float32)
+    x[:, ::211] = 50
+    y, exact = linear(pool, tier, stored, x), product(stored, x)
+    assert np.linalg.norm(y - exact) <= 0.013 * np.linalg.norm(exact)
+
+
+@pairs
+def test_a_token_gets_the_same_bits_alone_and_in_a_batch_and_with_any_thread_count(pool, rng, tier, quant):
+    cols = 3 * block_shape(quant)[0] * (8 if block_shape(quant)[0] == 1 else 1)
+    stored = random_stored(quant, (37, cols), rng)
+    x = rng.standard_normal((11, cols)).astype(np.float32)
+    together = linear(pool, tier, stored, x)
+    single = _cpu.ThreadPool(1)
+    for t in range(len(x)):
+        np.testing.assert_array_equal(linear(single, tier, stored, x[t : t + 1])[0], together[t])
+
+
+@pairs
+def test_weights_may_lie_at_any_address_and_end_with_the_memory(pool, rng, tier, quant):
+    stored = random_stored(quant, (5, 768), rng)
+    x = rng.standard_normal((3, 768)).astype(np.float32)
+    shifted = np.concatenate([np.zeros(3, np.uint8), stored.data])[3:]
+    moved = type(stored)(quant, stored.shape, shifted, stored.weights)
+    np.testing.assert_array_equal(linear(pool, tier, moved, x), linear(pool, tier, stored, x))
+
+
+@pairs
+def test_batched_linear_uses_one_matrix_per_entry(pool, rng, tier, quant):
+    stack, rows, tokens, cols = 5, 7, 3, 256
+    stored = random_stored(quant, (stack, rows, cols), rng)
+    x = rng.standard_normal((stack, tokens, cols)).astype(np.float32)
+    y = np.full((stack, tokens, rows), np.nan, np.float32)
+    _cpu.batched_linear(pool, _cpu.Kernels(tier), _cpu.Matrix(stored.data, quant, stored.shape), x, y)
+    assert np.all(np.abs(y - product(stored, x)) <= product_tolerance(stored, x))
+
+
+@pairs
+def test_dequantise_is_bit_exact_with_gguf(rng, tier, quant):
+    stored = random_stored(quant, (9, 512), rng)
+    ours = _cpu.dequantise(_cpu.Kernels(tier), stored.data, quant, 9 * 512)
+    np.testing.assert_array_equal(ours.view(np.uint32), dequantised(quant, stored.data).view(np.uint32))
+
+
+def test_dequantise_keeps_subnormal_infinite_and_nan_halves():
+    halves = np.arange(65536, dtype=np.uint16)
+    ours = _cpu.dequantise(_cpu.Kernels("generic"), halves.view(np.uint8), "F16", 65536)
+    np.testing.assert_array_equal(ours, halves.view(np.float16).astype(np.float32))
+
+
+@pairs
+def test_a_nan_activation_shows_in_its_own_token_only(pool, rng, tier, quant):
+    stored = random_stored(quant, (4, 256), rng)
+    x = rng.standard_normal((3, 256)).astype(np.float32)
+    x[1, 100] = np.nan
+    y = linear(pool, tier, stored, x)
+    assert np.isnan(y[1]).all()
+    assert np.isfinite(y[[0, 2]]).all()
+
+
+@pairs
+def test_infinite_tiny_and_zero_activations_do_not_crash(pool, rng, tier, quant):
+    stored = random_stored(quant, (4, 256), rng)
+    x = np.zeros((3, 256), np.float32)
+    x[0, 3], x[1] = np.inf, 1e-42
+    y = linear(pool, tier, stored, x)
+    assert not np.isfinite(y[0]).all()
+    np.testing.assert_allclose(y[1:], 0, atol=1e-35)
+
+
+def test_the_table_names_the_tier_that_serves_each_type():
+    required = {"Q4_0", "Q4_K", "Q6_K", "Q8_0", "BF16"}
+    for tier in _cpu.tiers():
+        table = _cpu.Kernels(tier).table()
+        assert list(table) == _cpu.quant_types()
+        assert set(table.values()) <= set(_cpu.tiers())
+        assert {table[quant] for quant in required} == {tier}
+    assert set(FLOAT_TYPES) <= set(_cpu.quant_types())
+
+
+def test_tiers_are_those_the_operating_system_reports():
+    try:
+        with open("/proc/cpuinfo") as file:
+            flags = next(line for line in file if line.startswith("flags")).split()
+    except (OSError, StopIteration):
+        pytest.skip("no /proc/cpuinfo with CPU flags here")
+    expected = ["generic"]
+    if {"avx2", "fma", "f16c"} <= set(flags):
+        expected.append("avx2")
+    if {"avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512_vnni"} <= set(flags):
+        expected.append("avx512_vnni")
+    assert _cpu.tiers() == expected
+    assert _cpu.Kernels().tier == expected[-1]
