@@ -13,17 +13,17 @@ from hybrid_k2.rules.files import parse_rule_text
 
 MODULES = k2_modules(REAL_K2)
 HARDWARE = Hardware(ram_bytes=1 << 40, ram_available=1 << 40, cpus=8)
-SECONDS = 3.0  # the limit on patterns is one; the rest is for a busy machine
+SECONDS = 3.0  # of CPU time, which a busy machine does not stretch; patterns may take one
 
 
 def refuse(text: str | bytes) -> str:
     """The message with which the text is refused, found within the time allowed."""
     data = text.encode() if isinstance(text, str) else text
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(RuleError) as caught:
         rules = parse_rule_text(data, "my.yaml")
         make_plan(MODULES, REAL_K2, rules, RuntimeConfig(), HARDWARE)
-    assert time.perf_counter() - start < SECONDS
+    assert time.process_time() - start < SECONDS
     message = str(caught.value)
     assert message.startswith("my.yaml:")
     assert int(message.split(":")[1]) >= 1
@@ -131,7 +131,7 @@ def test_a_name_that_is_no_rule_file_is_an_error(name: str) -> None:
 
 
 def test_many_slow_patterns_share_one_limit() -> None:
-    slow = "(.|..){12}!|model"  # matches every name, some tens of milliseconds a layer
+    slow = "(.|..){15}!|model"  # matches every name, some tens of milliseconds a layer
     text = "".join(
         f"- match: {{layers: {layer}, name: '{slow}'}}\n  replace: {{backend: reference}}\n"
         for layer in range(61)
@@ -145,9 +145,9 @@ def test_an_endless_file_is_not_read_to_its_end(tmp_path: Path) -> None:
     big = tmp_path / "big.yaml"
     with big.open("wb") as stream:
         stream.truncate(10 << 30)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(RuleError, match="at most"):
         load_rules(big)
     with pytest.raises(RuleError, match="at most"):
         load_rules("/dev/zero")
-    assert time.perf_counter() - start < SECONDS
+    assert time.process_time() - start < SECONDS

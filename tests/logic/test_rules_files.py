@@ -130,6 +130,10 @@ def test_the_line_is_that_of_the_value_where_a_rule_spans_many() -> None:
     wrong(text, "one of float32, bfloat16, float16", 8)
 
 
+def test_the_line_is_that_of_the_key_where_its_value_starts_below() -> None:
+    wrong("rules:\n  - match:\n\n      {}\n    replace: {backend: norm}\n", "is empty", 2)
+
+
 def test_a_missing_file_is_answered_with_the_names_that_ship(tmp_path: Path) -> None:
     with pytest.raises(RuleError, match="no such rule file; did you mean '1gpu-24gb'"):
         load_rules(tmp_path / "1gpu-24g.yaml")

@@ -150,6 +150,15 @@ def test_a_rule_of_theirs_that_matches_nothing_is_a_note() -> None:
     assert "kt.yaml:1: the rule matches nothing" in "\n".join(plan(text).notes)
 
 
+def test_a_rule_for_the_three_linears_of_an_mlp_places_our_one_module() -> None:
+    text = (
+        '- match: {name: "^model.layers.(0|7).*mlp.*(gate|up)_proj$", class: torch.nn.Linear}\n'
+        '  replace: {class: "default", kwargs: {generate_device: "cpu"}}\n'
+    )
+    placed = [entry.module.name for entry in plan(text).entries if entry.rule_line]
+    assert placed == ["model.layers.0.mlp", "model.layers.7.mlp.shared_experts"]
+
+
 def test_a_cpu_device_or_operator_places_linears_on_the_cpu() -> None:
     for kwargs in (
         "{generate_device: cpu}",
