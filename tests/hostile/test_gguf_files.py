@@ -355,3 +355,13 @@ def test_k_quants_of_a_model_cut_in_its_last_tensor_name_that_tensor(tmp_path: P
     model = write_tiny_k2(tmp_path / "k2.gguf", k_quant_config(num_hidden_layers=2), quants="Q8_0")
     os.truncate(model.path, model.path.stat().st_size - 4096)
     refused(model.path, r"tensor 'output\.weight' ends at byte.*cut short, download it again")
+
+
+def test_a_tensor_in_two_parts_is_refused(tmp_path: Path) -> None:
+    parts = [tmp_path / f"k2-0000{number}-of-00002.gguf" for number in (1, 2)]
+    for number, path in enumerate(parts):
+        split = {b"split.no": number, b"split.count": 2}
+        keys = [key(name, 2, struct.pack("<H", value)) for name, value in split.items()]
+        path.write_bytes(gguf_bytes(keys, [tensor(b"t", (8,))], bytes(32)))
+    with pytest.raises(ModelFileError, match=rf"{parts[1].name}: 't' is also in {parts[0].name}"):
+        open_checkpoint(parts[0])
