@@ -18,7 +18,7 @@ import gguf
 import numpy as np
 
 from hybrid_k2.checkpoint.gguf_names import to_gguf
-from hybrid_k2.checkpoint.gguf_writer import add_k2_metadata
+from hybrid_k2.checkpoint.gguf_writer import add_k2_metadata, tensor_shapes
 from hybrid_k2.config import K2Config, YarnConfig
 from hybrid_k2.quant import QuantFormat, by_name
 
@@ -204,7 +204,7 @@ def transformers_model(config: K2Config, weights: Mapping[str, np.ndarray]) -> A
 
 def _random_tensors(config: K2Config, rng: np.random.Generator):
     """Yields (canonical name, float32 values) with experts stacked and kv_b whole."""
-    for name, shape in _shapes(config):
+    for name, shape in tensor_shapes(config):
         noise = rng.standard_normal(shape, np.float32)
         if name.endswith("norm.weight"):
             yield name, 1 + 0.1 * noise
@@ -212,53 +212,13 @@ def _random_tensors(config: K2Config, rng: np.random.Generator):
             yield name, 0.05 * noise
         elif name.endswith("embed_tokens.weight"):
             yield name, noise
+        elif name.endswith(("o_proj.weight", "down_proj.weight")):
+            # As GPT-2 starts: what the layers add stays small beside what they add it to, so that
+            # rounding in one layer is not magnified by the next.
+            layers = 2 * config.num_hidden_layers
+            yield name, noise * np.float32((layers * shape[-1]) ** -0.5)
         else:  # keeps the size of what it multiplies
             yield name, noise * np.float32(shape[-1] ** -0.5)
-
-
-def _shapes(config: K2Config):
-    hidden, width, heads = (
-        config.hidden_size,
-        config.moe_intermediate_size,
-        config.num_attention_heads,
-    )
-    q_rows = heads * config.qk_head_dim
-    kv_rows = heads * (config.qk_nope_head_dim + config.v_head_dim)
-    yield "model.embed_tokens.weight", (config.vocab_size, hidden)
-    for layer_idx in range(config.num_hidden_layers):
-        layer = f"model.layers.{layer_idx}"
-        yield f"{layer}.input_layernorm.weight", (hidden,)
-        attention = f"{layer}.self_attn"
-        if config.q_lora_rank is None:
-            yield f"{attention}.q_proj.weight", (q_rows, hidden)
-        else:
-            yield f"{attention}.q_a_proj.weight", (config.q_lora_rank, hidden)
-            yield f"{attention}.q_a_layernorm.weight", (config.q_lora_rank,)
-            yield f"{attention}.q_b_proj.weight", (q_rows, config.q_lora_rank)
-        yield f"{attention}.kv_a_proj_with_mqa.weight", (config.latent_dim, hidden)
-        yield f"{attention}.kv_a_layernorm.weight", (config.kv_lora_rank,)
-        yield f"{attention}.kv_b_proj.weight", (kv_rows, config.kv_lora_rank)
-        yield f"{attention}.o_proj.weight", (hidden, heads * config.v_head_dim)
-        yield f"{layer}.post_attention_layernorm.weight", (hidden,)
-        if layer_idx < config.first_k_dense_replace:
-            yield from _mlp_shapes(f"{layer}.mlp", (config.intermediate_size, hidden))
-        else:
-            yield f"{layer}.mlp.gate.weight", (config.n_routed_experts, hidden)
-            yield f"{layer}.mlp.gate.e_score_correction_bias", (config.n_routed_experts,)
-            stack = (config.n_routed_experts, width, hidden)
-            yield from _mlp_shapes(f"{layer}.mlp.experts", stack)
-            shared = (config.n_shared_experts * width, hidden)
-            yield from _mlp_shapes(f"{layer}.mlp.shared_experts", shared)
-    yield "model.norm.weight", (hidden,)
-    if not config.tie_word_embeddings:
-        yield "lm_head.weight", (config.vocab_size, hidden)
-
-
-def _mlp_shapes(name: str, shape: tuple[int, ...]):
-    *stack, width, hidden = shape
-    yield f"{name}.gate_proj.weight", (*stack, width, hidden)
-    yield f"{name}.up_proj.weight", (*stack, width, hidden)
-    yield f"{name}.down_proj.weight", (*stack, hidden, width)
 
 
 def _lay_out(name: str, values: np.ndarray, config: K2Config, layout: str):
