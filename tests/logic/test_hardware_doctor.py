@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+
 from hybrid_k2.cli import doctor
 from hybrid_k2.cli.main import cli
-
 from hybrid_k2.rules import Gpu, Hardware
 
 GIB = 1 << 30
