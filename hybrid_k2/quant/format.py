@@ -15,8 +15,10 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Blocks encoded at a time: bounds the temporaries of the numpy quantisers to a few tens of MB.
-ENCODE_VALUES = 1 << 22
+# Weights handled at a time: the temporaries then fit a cache or a few tens of MB, whatever the size
+# of the tensor. Decoding lm_head of K2 in one piece would take 20 GB beside the result.
+DECODE_WEIGHTS = 1 << 22
+ENCODE_WEIGHTS = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +52,16 @@ class QuantFormat:
 
     def dequantise(self, data: Tensor) -> Tensor:
         """uint8 tensor [..., bytes of a row], any device -> float32 [..., weights of a row]."""
-        num_blocks = data.shape[-1] // self.block_bytes
+        import torch
+
         blocks = data.reshape(-1, self.block_bytes)
-        return self.decode(blocks).reshape(*data.shape[:-1], num_blocks * self.block_size)
+        shape = (len(blocks), self.block_size)
+        weights = torch.empty(shape, dtype=torch.float32, device=data.device)
+        step = max(1, DECODE_WEIGHTS // self.block_size)
+        for start in range(0, len(blocks), step):
+            weights[start : start + step] = self.decode(blocks[start : start + step])
+        columns = data.shape[-1] // self.block_bytes * self.block_size
+        return weights.reshape(*data.shape[:-1], columns)
 
     def quantise(self, weights: np.ndarray) -> np.ndarray:
         """float32 array [..., n] -> uint8 array [..., bytes]; n must be a whole number of blocks.
@@ -67,7 +76,7 @@ class QuantFormat:
             )
         blocks = np.ascontiguousarray(weights, np.float32).reshape(-1, self.block_size)
         encoded = np.empty((len(blocks), self.block_bytes), np.uint8)
-        step = max(1, ENCODE_VALUES // self.block_size)
+        step = max(1, ENCODE_WEIGHTS // self.block_size)
         for start in range(0, len(blocks), step):
             encoded[start : start + step] = self.encode(blocks[start : start + step])
         return encoded.reshape(*weights.shape[:-1], self.num_bytes(weights.shape[-1]))

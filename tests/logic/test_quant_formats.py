@@ -81,6 +81,16 @@ def test_one_expert_and_single_rows_equal_the_whole(quant: QuantFormat) -> None:
     assert tensor.num_bytes == data.nbytes == 15 * tensor.row_bytes
 
 
+@EVERY_FORMAT
+def test_a_large_tensor_is_decoded_in_pieces_with_the_same_result(
+    quant: QuantFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = torch.from_numpy(random_blocks(quant, 40).reshape(4, -1))
+    whole = quant.dequantise(data)
+    monkeypatch.setattr("hybrid_k2.quant.format.DECODE_WEIGHTS", 7 * quant.block_size)
+    assert torch.equal(quant.dequantise(data), whole)
+
+
 def test_a_read_only_mapping_is_used_in_place_and_without_a_warning(
     recwarn: pytest.WarningsRecorder,
 ) -> None:
