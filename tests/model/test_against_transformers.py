@@ -98,7 +98,11 @@ def test_sequences_computed_together_are_those_computed_alone(pair):
     whole, cut = model.new_cache(), model.new_cache()
     model.forward([Span(cut, token_ids[:30], "none")])
     together = model.forward(
-        [Span(whole, token_ids[:50], "all"), Span(cut, token_ids[30:31]), Span(model.new_cache(), [1])]
+        [
+            Span(whole, token_ids[:50], "all"),
+            Span(cut, token_ids[30:31]),
+            Span(model.new_cache(), [1]),
+        ]
     )
     bound = 2e-3 * expected.std()
     assert np.abs(together[0].numpy() - expected[:50]).max() <= bound
