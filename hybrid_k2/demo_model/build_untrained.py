@@ -61,8 +61,7 @@ def main(file: Path) -> None:
     tokens = train(VOCAB_SIZE - NUM_CONTROL_IDS)
     writer = gguf.GGUFWriter(file, arch="deepseek2")
     add_k2_metadata(writer, CONFIG)
-    template = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
-    add_tokenizer(writer, tokens, template)
+    add_tokenizer(writer, tokens)
     rng = np.random.default_rng(SEED)
     for name, shape in tensor_shapes(CONFIG, latent_heads=True):
         values = random_values(rng, name, shape, first_control_id=len(tokens))

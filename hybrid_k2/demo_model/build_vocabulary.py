@@ -43,7 +43,10 @@ CONTROL_TOKENS = {
 
 
 def train(vocab_size: int) -> list[str]:
-    """Returns the text tokens in rank order, `vocab_size` of them, spelt a letter a byte."""
+    """Returns the text tokens in rank order, `vocab_size` of them, spelt a letter a byte.
+
+    Raises ValueError where the text has too few different pairs for so many.
+    """
     tokenizer = pre_tokenized(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -52,6 +55,8 @@ def train(vocab_size: int) -> list[str]:
     )
     tokenizer.train_from_iterator(corpus(), trainer)
     ids = tokenizer.get_vocab()
+    if len(ids) != vocab_size:
+        raise ValueError(f"the text gives {len(ids)} tokens, {vocab_size} are asked for")
     return sorted(ids, key=ids.__getitem__)
 
 
@@ -112,7 +117,7 @@ def split_by_ranks(text: str, ranks: dict[str, int], below: int) -> list[str]:
     return parts
 
 
-def add_tokenizer(writer: gguf.GGUFWriter, tokens: Sequence[str], chat_template: str) -> None:
+def add_tokenizer(writer: gguf.GGUFWriter, tokens: Sequence[str]) -> None:
     """Writes the tokenizer.* keys of a K2 GGUF: text tokens, control tokens, merges, special
     ids.
     """
@@ -130,4 +135,5 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokens: Sequence[str], chat_template:
     writer.add_eot_token_id(first + names.index("<|im_end|>"))
     writer.add_pad_token_id(first + names.index("[PAD]"))
     writer.add_add_bos_token(False)
-    writer.add_chat_template(chat_template)
+    template = Path(__file__).with_name("chat_template.jinja")
+    writer.add_chat_template(template.read_text(encoding="utf-8"))

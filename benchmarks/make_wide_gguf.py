@@ -1,0 +1,160 @@
+"""Writes a GGUF of true Kimi K2 width and few layers, for measuring speed: random blocks, no model.
+
+    python benchmarks/make_wide_gguf.py wide.gguf            11 GB: 1 dense and 1 MoE layer of 61
+
+Every block is random bits under scales that keep activations finite and of ordinary size, written
+in chunks, so it takes as long as the disk does and little memory. Needs the `tokenizers` package.
+Knows the formats' sizes through hybrid_k2.quant only.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import gguf
+import numpy as np
+
+from hybrid_k2.checkpoint.gguf_names import to_gguf
+from hybrid_k2.checkpoint.gguf_writer import add_k2_metadata, tensor_shapes
+from hybrid_k2.config import K2Config, YarnConfig
+from hybrid_k2.demo_model.build_vocabulary import NUM_CONTROL_IDS, add_tokenizer, train
+from hybrid_k2.quant import QuantFormat, by_name
+
+VOCAB_SIZE = 2048
+CHUNK_BYTES = 64 << 20
+ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
+
+
+def wide_config(num_moe_layers: int, num_experts: int) -> K2Config:
+    """Kimi-K2-Instruct's config.json with fewer layers, perhaps fewer experts, and few tokens."""
+    return K2Config(
+        name=f"Kimi K2 width, 1 dense and {num_moe_layers} MoE layers, random",
+        vocab_size=VOCAB_SIZE,
+        hidden_size=7168,
+        intermediate_size=18432,
+        moe_intermediate_size=2048,
+        num_hidden_layers=1 + num_moe_layers,
+        first_k_dense_replace=1,
+        n_routed_experts=num_experts,
+        n_shared_experts=1,
+        num_experts_per_tok=8,
+        routed_scaling_factor=2.827,
+        norm_topk_prob=True,
+        num_attention_heads=64,
+        q_lora_rank=1536,
+        kv_lora_rank=512,
+        qk_nope_head_dim=128,
+        qk_rope_head_dim=64,
+        v_head_dim=128,
+        max_position_embeddings=131072,
+        rope_theta=50000.0,
+        rope_scaling=YarnConfig(factor=32.0, original_max_position_embeddings=4096),
+        rms_norm_eps=1e-6,
+    )
+
+
+def write(path: Path, config: K2Config, expert_quant: str, dense_quant: str, seed: int = 0) -> None:
+    """Writes the file: routed experts in one type, other matrices in another, the rest in F32."""
+    writer = gguf.GGUFWriter(path, arch="deepseek2")
+    add_k2_metadata(writer, config)
+    add_tokenizer(writer, train(config.vocab_size - NUM_CONTROL_IDS))
+    tensors = []
+    for name, shape in tensor_shapes(config, latent_heads=True):
+        quant = by_name(_type_of(name, expert_quant, dense_quant))
+        num_bytes = quant.num_bytes(int(np.prod(shape)))
+        ggml_type = gguf.GGMLQuantizationType(quant.ggml_type)
+        writer.add_tensor_info(to_gguf(name), shape, np.dtype(np.float32), num_bytes, ggml_type)
+        tensors.append((name, shape, quant))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+
+    rng = np.random.Generator(np.random.SFC64(seed))
+    with path.open("ab") as file:
+        _pad(file)
+        for name, shape, quant in tensors:
+            for chunk in _chunks(rng, name, shape, quant):
+                file.write(chunk)
+            _pad(file)
+
+
+def _type_of(name: str, expert_quant: str, dense_quant: str) -> str:
+    if "norm" in name or ".mlp.gate." in name:
+        return "F32"
+    return expert_quant if ".mlp.experts." in name else dense_quant
+
+
+def _chunks(
+    rng: np.random.Generator, name: str, shape: tuple[int, ...], quant: QuantFormat
+) -> Iterator[memoryview]:
+    """Yields a tensor's bytes, weights of variance 1 / inputs as in a model before training."""
+    std = 1.0 if name == "model.embed_tokens.weight" else shape[-1] ** -0.5
+    if quant.name == "F32":
+        values = rng.standard_normal(shape, np.float32) * np.float32(std)
+        if "norm" in name:
+            values[:] = 1
+        elif name.endswith("e_score_correction_bias"):
+            values *= np.float32(0.01)
+        yield values.data
+        return
+    scales = _scales(quant, std)
+    remaining = int(np.prod(shape)) // quant.block_size
+    most = CHUNK_BYTES // quant.block_bytes // 8 * 8
+    while remaining:
+        num_blocks = min(most, remaining)
+        blocks = _random_blocks(rng, quant, num_blocks, scales)
+        yield blocks.data
+        remaining -= num_blocks
+
+
+def _random_blocks(
+    rng: np.random.Generator, quant: QuantFormat, num_blocks: int, scales: tuple[float, ...]
+) -> np.ndarray:
+    """uint8 [num_blocks, block_bytes]: random codes under the given float16 scales."""
+    num_words = -(-num_blocks * quant.block_bytes // 8)
+    words = rng.integers(0, 1 << 64, num_words, dtype=np.uint64, endpoint=False)
+    blocks = words.view(np.uint8)[: num_blocks * quant.block_bytes]
+    blocks = blocks.reshape(num_blocks, quant.block_bytes)
+    for offset, scale in zip(quant.half_offsets, scales, strict=True):
+        blocks[:, offset : offset + 2] = np.frombuffer(np.float16(scale).tobytes(), np.uint8)
+    return blocks
+
+
+def _scales(quant: QuantFormat, std: float) -> tuple[float, ...]:
+    """The float16 scales that give random codes a mean of 0 and the standard deviation `std`.
+
+    One scale: weights = d * a, and codes are symmetric. Two: weights = d * a - dmin * b.
+    """
+
+    def decoded(*scales: float) -> np.ndarray:
+        blocks = _random_blocks(np.random.Generator(np.random.SFC64(1)), quant, 4096, scales)
+        return gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType(quant.ggml_type))
+
+    if len(quant.half_offsets) == 1:
+        return (std / float(decoded(1.0).std()),)
+    ratio = float(decoded(1.0, 0.0).mean() / -decoded(0.0, 1.0).mean())
+    d = std / float(decoded(1.0, ratio).std())
+    return d, d * ratio
+
+
+def _pad(file: BinaryIO) -> None:
+    file.write(bytes(-file.tell() % ALIGNMENT))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--moe-layers", type=int, default=1)
+    parser.add_argument("--experts", type=int, default=384, help="fewer make a smaller file")
+    parser.add_argument("--expert-quant", default="Q4_K", choices=["Q4_0", "Q4_K", "Q6_K", "Q8_0"])
+    parser.add_argument("--dense-quant", default="Q8_0", choices=["Q4_0", "Q8_0"])
+    options = parser.parse_args()
+    config = wide_config(options.moe_layers, options.experts)
+    write(options.file, config, options.expert_quant, options.dense_quant)
+    print(f"{options.file}: {options.file.stat().st_size / 1e9:.2f} GB")
+
+
+if __name__ == "__main__":
+    main()
