@@ -18,7 +18,8 @@ uint8_t* allocate(size_t size) {
   void* data = std::aligned_alloc(alignment, round_up(size, alignment));
   if (!data) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
-  if (alignment == kHugePage) madvise(data, round_up(size, alignment), MADV_HUGEPAGE);  // a hint: failure is harmless
+  if (alignment == kHugePage)
+    madvise(data, round_up(size, alignment), MADV_HUGEPAGE);  // a hint: failure is harmless
 #endif
   return static_cast<uint8_t*>(data);
 }

@@ -24,30 +24,37 @@ std::string to_string(const Shape& shape) {
   return text + (shape.size() == 1 ? ",)" : ")");
 }
 
-[[noreturn]] void reject(const std::string& name, const std::string& value, const std::string& expected) {
+[[noreturn]] void reject(const std::string& name, const std::string& value,
+                         const std::string& expected) {
   throw py::value_error(name + ": " + value + ", expected " + expected);
 }
 
-Shape shape_of(const py::array& array) { return Shape(array.shape(), array.shape() + array.ndim()); }
+Shape shape_of(const py::array& array) {
+  return Shape(array.shape(), array.shape() + array.ndim());
+}
 
 int64_t checked_product(const char* name, const Shape& factors) {
   int64_t product = 1;
   for (int64_t factor : factors)
-    if (__builtin_mul_overflow(product, factor, &product)) reject(name, to_string(factors), "a size below 2^63 bytes");
+    if (__builtin_mul_overflow(product, factor, &product))
+      reject(name, to_string(factors), "a size below 2^63 bytes");
   return product;
 }
 
-// A C-contiguous array of exactly T; -1 in `expected` matches any length. Throws a ValueError that names the argument.
+// A C-contiguous array of exactly T; -1 in `expected` matches any length. Throws a ValueError that
+// names the argument.
 template <class T>
 const T* check_array(const char* name, const py::object& object, const Shape& expected) {
   if (!py::isinstance<py::array>(object))
     reject(name, std::string(py::str(py::type::of(object))), "a numpy array");
   const py::array array = py::reinterpret_borrow<py::array>(object);
   if (!py::isinstance<py::array_t<T>>(array))
-    reject(name, "dtype " + std::string(py::str(array.dtype())), std::string(py::str(py::dtype::of<T>())));
+    reject(name, "dtype " + std::string(py::str(array.dtype())),
+           std::string(py::str(py::dtype::of<T>())));
   const Shape shape = shape_of(array);
   bool matches = shape.size() == expected.size();
-  for (size_t i = 0; matches && i < shape.size(); ++i) matches = expected[i] < 0 || shape[i] == expected[i];
+  for (size_t i = 0; matches && i < shape.size(); ++i)
+    matches = expected[i] < 0 || shape[i] == expected[i];
   if (!matches) reject(name, "shape " + to_string(shape), to_string(expected));
   if (!(array.flags() & py::array::c_style)) reject(name, "strided", "a C-contiguous array");
   return static_cast<const T*>(array.data());
@@ -55,7 +62,8 @@ const T* check_array(const char* name, const py::object& object, const Shape& ex
 
 float* check_output(const char* name, const py::object& object, const Shape& expected) {
   const float* data = check_array<float>(name, object, expected);
-  if (!py::reinterpret_borrow<py::array>(object).writeable()) reject(name, "read-only", "a writeable array");
+  if (!py::reinterpret_borrow<py::array>(object).writeable())
+    reject(name, "read-only", "a writeable array");
   return const_cast<float*>(data);
 }
 
@@ -65,17 +73,21 @@ struct PyMatrix {
   Matrix matrix;
   py::object data;  // keeps the bytes alive
 
-  PyMatrix(py::object bytes, const std::string& quant, const Shape& shape) : data(std::move(bytes)) {
+  PyMatrix(py::object bytes, const std::string& quant, const Shape& shape)
+      : data(std::move(bytes)) {
     const QuantInfo& info = check_quant(quant);
     if (shape.size() != 2 && shape.size() != 3)
       reject("shape", to_string(shape), "(rows, cols) or (stack, rows, cols)");
     for (int64_t length : shape)
       if (length < 1) reject("shape", to_string(shape), "lengths of at least 1");
-    const int64_t stack = shape.size() == 3 ? shape[0] : 1, rows = shape[shape.size() - 2], cols = shape.back();
+    const int64_t stack = shape.size() == 3 ? shape[0] : 1, rows = shape[shape.size() - 2],
+                  cols = shape.back();
     if (cols % info.block_size)
       reject("shape", to_string(shape),
-             "columns in a multiple of " + std::to_string(info.block_size) + ", the block size of " + quant);
-    const int64_t size = checked_product("shape", {stack, rows, cols / info.block_size, info.block_bytes});
+             "columns in a multiple of " + std::to_string(info.block_size) +
+                 ", the block size of " + quant);
+    const int64_t size =
+        checked_product("shape", {stack, rows, cols / info.block_size, info.block_bytes});
     matrix = {check_array<uint8_t>("data", data, {size}), &info, stack, rows, cols};
   }
 
@@ -83,7 +95,8 @@ struct PyMatrix {
 };
 
 void check_shape(const char* name, const PyMatrix& matrix, const Shape& expected) {
-  if (matrix.shape() != expected) reject(name, "shape " + to_string(matrix.shape()), to_string(expected));
+  if (matrix.shape() != expected)
+    reject(name, "shape " + to_string(matrix.shape()), to_string(expected));
 }
 
 // The number of rows of x, whose last axis must be `cols`.
@@ -92,10 +105,11 @@ int64_t count_tokens(const char* name, const py::object& x, size_t axis, const S
   return shape_of(py::reinterpret_borrow<py::array>(x))[axis];
 }
 
-void py_linear(ThreadPool& pool, const KernelTable& kernels, const PyMatrix& weights, const py::object& x,
-               const py::object& y) {
+void py_linear(ThreadPool& pool, const KernelTable& kernels, const PyMatrix& weights,
+               const py::object& x, const py::object& y) {
   const Matrix& m = weights.matrix;
-  if (m.stack != 1) reject("matrix", "a stack of " + std::to_string(m.stack), "one matrix (see batched_linear)");
+  if (m.stack != 1)
+    reject("matrix", "a stack of " + std::to_string(m.stack), "one matrix (see batched_linear)");
   const int64_t tokens = count_tokens("x", x, 0, {-1, m.cols});
   const float* input = check_array<float>("x", x, {tokens, m.cols});
   float* output = check_output("y", y, {tokens, m.rows});
@@ -103,8 +117,8 @@ void py_linear(ThreadPool& pool, const KernelTable& kernels, const PyMatrix& wei
   linear(pool, kernels, m, input, output, tokens);
 }
 
-void py_batched_linear(ThreadPool& pool, const KernelTable& kernels, const PyMatrix& weights, const py::object& x,
-                       const py::object& y) {
+void py_batched_linear(ThreadPool& pool, const KernelTable& kernels, const PyMatrix& weights,
+                       const py::object& x, const py::object& y) {
   const Matrix& m = weights.matrix;
   const int64_t tokens = count_tokens("x", x, 1, {m.stack, -1, m.cols});
   const float* input = check_array<float>("x", x, {m.stack, tokens, m.cols});
@@ -114,8 +128,8 @@ void py_batched_linear(ThreadPool& pool, const KernelTable& kernels, const PyMat
 }
 
 void py_moe(ThreadPool& pool, const KernelTable& kernels, const PyMatrix& gate, const PyMatrix& up,
-            const PyMatrix& down, const py::object& x, const py::object& expert_ids, const py::object& weights,
-            const py::object& y) {
+            const PyMatrix& down, const py::object& x, const py::object& expert_ids,
+            const py::object& weights, const py::object& y) {
   const int64_t experts = gate.matrix.stack, width = gate.matrix.rows, hidden = gate.matrix.cols;
   check_shape("up", up, {experts, width, hidden});
   check_shape("down", down, {experts, hidden, width});
@@ -131,19 +145,21 @@ void py_moe(ThreadPool& pool, const KernelTable& kernels, const PyMatrix& gate, 
   call.y = check_output("y", y, {call.tokens, hidden});
   for (int64_t i = 0; i < call.tokens * call.top_k; ++i)
     if (call.expert_ids[i] < -1 || call.expert_ids[i] >= experts)
-      reject("expert_ids", std::to_string(call.expert_ids[i]) + " at token " + std::to_string(i / call.top_k),
+      reject("expert_ids",
+             std::to_string(call.expert_ids[i]) + " at token " + std::to_string(i / call.top_k),
              "-1 or an expert below " + std::to_string(experts));
   py::gil_scoped_release release;
   moe(pool, kernels, call);
 }
 
-py::array_t<float> py_dequantise(const KernelTable& kernels, const py::object& data, const std::string& quant,
-                                 int64_t n) {
+py::array_t<float> py_dequantise(const KernelTable& kernels, const py::object& data,
+                                 const std::string& quant, int64_t n) {
   const QuantInfo& info = check_quant(quant);
   if (n < 0 || n % info.block_size)
-    reject("n", std::to_string(n), "a multiple of " + std::to_string(info.block_size) + ", the block size of " + quant);
-  const uint8_t* blocks =
-      check_array<uint8_t>("data", data, {checked_product("n", {n / info.block_size, info.block_bytes})});
+    reject("n", std::to_string(n),
+           "a multiple of " + std::to_string(info.block_size) + ", the block size of " + quant);
+  const uint8_t* blocks = check_array<uint8_t>(
+      "data", data, {checked_product("n", {n / info.block_size, info.block_bytes})});
   checked_product("n", {n, static_cast<int64_t>(sizeof(float))});
   py::array_t<float> out(n);
   float* values = out.mutable_data();
@@ -172,7 +188,9 @@ PYBIND11_MODULE(_cpu, m) {
   using namespace hk2;
   m.doc() = "Expert and linear layers on the CPU, computed on GGUF blocks where they lie.";
 
-  m.def("tiers", [] { return names_of(supported_tiers()); }, "Tiers this machine can run, lowest first.");
+  m.def(
+      "tiers", [] { return names_of(supported_tiers()); },
+      "Tiers this machine can run, lowest first.");
   m.def("all_tiers", [] { return names_of(all_tiers()); }, "Every tier of this build.");
   m.def(
       "quant_types",
@@ -184,13 +202,15 @@ PYBIND11_MODULE(_cpu, m) {
       "Every quant type that has kernels.");
 
   py::class_<ThreadPool>(m, "ThreadPool", "Persistent workers; the calling thread is worker 0.")
-      .def(py::init<int, const std::vector<int>&>(), py::arg("num_threads"), py::arg("cpus") = std::vector<int>{},
+      .def(py::init<int, const std::vector<int>&>(), py::arg("num_threads"),
+           py::arg("cpus") = std::vector<int>{},
            "Workers 1.. are pinned to cpus[1..] if cpus is given (num_threads entries).",
            py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("num_threads", &ThreadPool::size);
 
   py::class_<KernelTable>(m, "Kernels", "The kernel chosen for every quant type on one tier.")
-      .def(py::init([](const std::string& tier) { return KernelTable(choose_tier(tier)); }), py::arg("tier") = "",
+      .def(py::init([](const std::string& tier) { return KernelTable(choose_tier(tier)); }),
+           py::arg("tier") = "",
            "tier '' is the best this machine runs; unknown or unsupported names are a ValueError.")
       .def_property_readonly("tier", [](const KernelTable& table) { return table.tier().name; })
       .def(
@@ -202,23 +222,27 @@ PYBIND11_MODULE(_cpu, m) {
           },
           "{quant type: the tier whose kernel serves it}.");
 
-  py::class_<PyMatrix>(m, "Matrix", "Stored blocks seen as (rows, cols) or (stack, rows, cols); no copy.")
-      .def(py::init<py::object, const std::string&, const Shape&>(), py::arg("data"), py::arg("quant"),
-           py::arg("shape"))
+  py::class_<PyMatrix>(m, "Matrix",
+                       "Stored blocks seen as (rows, cols) or (stack, rows, cols); no copy.")
+      .def(py::init<py::object, const std::string&, const Shape&>(), py::arg("data"),
+           py::arg("quant"), py::arg("shape"))
       .def_property_readonly("quant", [](const PyMatrix& self) { return self.matrix.quant->name; })
-      .def_property_readonly("shape", [](const PyMatrix& self) { return py::tuple(py::cast(self.shape())); },
-                             "(stack, rows, cols)");
+      .def_property_readonly(
+          "shape", [](const PyMatrix& self) { return py::tuple(py::cast(self.shape())); },
+          "(stack, rows, cols)");
 
-  m.def("linear", &py_linear, py::arg("pool"), py::arg("kernels"), py::arg("matrix"), py::arg("x"), py::arg("y"),
-        "y[T, rows] = x[T, cols] @ matrix.T, float32.");
-  m.def("batched_linear", &py_batched_linear, py::arg("pool"), py::arg("kernels"), py::arg("matrix"), py::arg("x"),
-        py::arg("y"), "y[S, T, rows] = x[S, T, cols] @ matrix[S].T, float32.");
-  m.def("moe", &py_moe, py::arg("pool"), py::arg("kernels"), py::arg("gate"), py::arg("up"), py::arg("down"),
-        py::arg("x"), py::arg("expert_ids"), py::arg("weights"), py::arg("y"),
-        "y[T, H] = sum over k of weights[T, k] * down(silu(gate x) * up x) of expert_ids[T, k]; -1 skips; one parallel "
+  m.def("linear", &py_linear, py::arg("pool"), py::arg("kernels"), py::arg("matrix"), py::arg("x"),
+        py::arg("y"), "y[T, rows] = x[T, cols] @ matrix.T, float32.");
+  m.def("batched_linear", &py_batched_linear, py::arg("pool"), py::arg("kernels"),
+        py::arg("matrix"), py::arg("x"), py::arg("y"),
+        "y[S, T, rows] = x[S, T, cols] @ matrix[S].T, float32.");
+  m.def("moe", &py_moe, py::arg("pool"), py::arg("kernels"), py::arg("gate"), py::arg("up"),
+        py::arg("down"), py::arg("x"), py::arg("expert_ids"), py::arg("weights"), py::arg("y"),
+        "y[T, H] = sum over k of weights[T, k] * down(silu(gate x) * up x) of expert_ids[T, k]; -1 "
+        "skips; one parallel "
         "region.");
-  m.def("dequantise", &py_dequantise, py::arg("kernels"), py::arg("data"), py::arg("quant"), py::arg("n"),
-        "float32[n] of n stored weights.");
-  m.def("read_bandwidth", &py_read_bandwidth, py::arg("pool"), py::arg("num_bytes"), py::arg("repeats"),
-        "The best rate at which all workers read fresh memory, GB/s.");
+  m.def("dequantise", &py_dequantise, py::arg("kernels"), py::arg("data"), py::arg("quant"),
+        py::arg("n"), "float32[n] of n stored weights.");
+  m.def("read_bandwidth", &py_read_bandwidth, py::arg("pool"), py::arg("num_bytes"),
+        py::arg("repeats"), "The best rate at which all workers read fresh memory, GB/s.");
 }

@@ -8,10 +8,11 @@
 namespace hk2 {
 namespace {
 
-constexpr int64_t kMidRows = kActivationBlock;  // gate/up rows a task: one block of the quantised middle
-constexpr int64_t kOutRows = 64;                // down rows a task
-constexpr int64_t kTokenBlock = 64;             // tokens whose partial results a worker holds in its cache
-constexpr int64_t kFewTokens = 4;               // up to here all tasks take the same time: split them beforehand
+constexpr int64_t kMidRows =
+    kActivationBlock;                // gate/up rows a task: one block of the quantised middle
+constexpr int64_t kOutRows = 64;     // down rows a task
+constexpr int64_t kTokenBlock = 64;  // tokens whose partial results a worker holds in its cache
+constexpr int64_t kFewTokens = 4;  // up to here all tasks take the same time: split them beforehand
 
 // The tokens of one expert are slots [begin, end) of the sorted order.
 struct ExpertGroup {
@@ -29,7 +30,8 @@ class MoeRegion {
         x_(lease.arena(), call.tokens, hidden_, reads_codes(call.gate) || reads_codes(call.up),
            reads_values(call.gate) || reads_values(call.up), call.x),
         slots_(sort_by_expert()),
-        mid_(lease.arena(), slots_, width_, reads_codes(call.down), reads_values(call.down), nullptr),
+        mid_(lease.arena(), slots_, width_, reads_codes(call.down), reads_values(call.down),
+             nullptr),
         scratch_(lease.arena().take<float>(lease.workers() * 2 * kTokenBlock * kOutRows)) {}
 
   void run() {
@@ -82,7 +84,8 @@ class MoeRegion {
   void for_each_task(int64_t total, int worker, TaskCounter& counter, const Body& body) {
     if (call_.tokens <= kFewTokens) {
       const Share share(total, worker, lease_.workers());
-      for (int64_t task = share.begin; task < share.end; ++task) body(task, task + 1 < share.end ? task + 1 : -1);
+      for (int64_t task = share.begin; task < share.end; ++task)
+        body(task, task + 1 < share.end ? task + 1 : -1);
     } else {
       for (int64_t task = counter.take(); task < total; task = counter.take()) body(task, -1);
     }
@@ -93,7 +96,8 @@ class MoeRegion {
     return matrix.row(groups_[task / mid_tasks()].expert, task % mid_tasks() * kMidRows);
   }
 
-  // mid[slot][rows] = silu(gate x) * up x for one expert's tokens and 32 rows, quantised while it is in the cache.
+  // mid[slot][rows] = silu(gate x) * up x for one expert's tokens and 32 rows, quantised while it
+  // is in the cache.
   void gate_up(int64_t task, int64_t next, int worker) {
     const ExpertGroup& group = groups_[task / mid_tasks()];
     const int64_t block = task % mid_tasks(), first = block * kMidRows;
@@ -129,10 +133,12 @@ class MoeRegion {
     }
   }
 
-  // y[:, rows] = sum over the experts. One task owns these rows of y, so nothing is shared and the order is fixed.
+  // y[:, rows] = sum over the experts. One task owns these rows of y, so nothing is shared and the
+  // order is fixed.
   void down(int64_t task, int64_t next, int worker) {
     const int64_t first = task * kOutRows, rows = std::min(kOutRows, hidden_ - first);
-    for (int64_t t = 0; t < call_.tokens; ++t) std::fill_n(call_.y + t * hidden_ + first, rows, 0.0f);
+    for (int64_t t = 0; t < call_.tokens; ++t)
+      std::fill_n(call_.y + t * hidden_ + first, rows, 0.0f);
     Multiply product;
     product.rows = rows;
     product.cols = width_;

@@ -69,7 +69,8 @@ TierInfo choose_tier(const std::string& name) {
   }
   for (const TierInfo& info : all_tiers())
     if (name == info.name)
-      throw std::invalid_argument("tier: this machine cannot run '" + name + "', expected one of " + names);
+      throw std::invalid_argument("tier: this machine cannot run '" + name + "', expected one of " +
+                                  names);
   throw std::invalid_argument("tier: unknown name '" + name + "', expected one of " + names);
 }
 

@@ -1,6 +1,6 @@
-#include "hk2/kernel_table.h"
-
 #include <stdexcept>
+
+#include "hk2/kernel_table.h"
 
 #define Q(name, block_size, block_bytes, reads_codes)
 #define A(tier, folder) extern "C" const hk2::ActivationKernel* hk2_##folder##_activations();
@@ -69,7 +69,8 @@ KernelTable::KernelTable(const TierInfo& tier) : tier_(tier) {
       if (entry.tier != level.tier) continue;
       if (entry.activations) {
         if (!activations_.quantise) activations_.quantise = entry.activations->quantise;
-        if (!activations_.silu_multiply) activations_.silu_multiply = entry.activations->silu_multiply;
+        if (!activations_.silu_multiply)
+          activations_.silu_multiply = entry.activations->silu_multiply;
         continue;
       }
       const int q = quant_by_name(entry.quant).index;

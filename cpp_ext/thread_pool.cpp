@@ -14,8 +14,9 @@
 namespace hk2 {
 namespace {
 
-constexpr int kSpins = 512;                               // before the first yield: tens of microseconds
-constexpr auto kAwake = std::chrono::microseconds(100);  // how long a worker waits for the next region before it sleeps
+constexpr int kSpins = 512;  // before the first yield: tens of microseconds
+constexpr auto kAwake =
+    std::chrono::microseconds(100);  // how long a worker waits for the next region before it sleeps
 
 inline void pause_cpu() {
 #if defined(__x86_64__)
@@ -35,14 +36,18 @@ void spin_until(Done done) {
   }
 }
 
-// A futex rather than a condition variable, whose destructor would wait for sleepers that a forked child does not have.
+// A futex rather than a condition variable, whose destructor would wait for sleepers that a forked
+// child does not have.
 void sleep_while(std::atomic<uint32_t>& word, uint32_t value) {
-  syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
+  syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAIT_PRIVATE, value, nullptr,
+          nullptr, 0);
 }
 void wake_all(std::atomic<uint32_t>& word) {
-  syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+  syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAKE_PRIVATE, INT_MAX, nullptr,
+          nullptr, 0);
 }
-static_assert(sizeof(std::atomic<uint32_t>) == sizeof(uint32_t), "the kernel reads the atomic as a plain word");
+static_assert(sizeof(std::atomic<uint32_t>) == sizeof(uint32_t),
+              "the kernel reads the atomic as a plain word");
 
 void pin(std::thread& thread, int cpu) {
   cpu_set_t set;
@@ -57,14 +62,16 @@ void check_cpus(int num_threads, const std::vector<int>& cpus) {
                                 std::to_string(CPU_SETSIZE));
   if (cpus.empty()) return;
   if (static_cast<int>(cpus.size()) != num_threads)
-    throw std::invalid_argument("cpus: " + std::to_string(cpus.size()) + " entries, expected none or num_threads = " +
-                                std::to_string(num_threads));
+    throw std::invalid_argument(
+        "cpus: " + std::to_string(cpus.size()) +
+        " entries, expected none or num_threads = " + std::to_string(num_threads));
   cpu_set_t allowed;
   CPU_ZERO(&allowed);
   sched_getaffinity(0, sizeof allowed, &allowed);
   for (int cpu : cpus)
     if (cpu < 0 || cpu >= CPU_SETSIZE || !CPU_ISSET(cpu, &allowed))
-      throw std::invalid_argument("cpus: " + std::to_string(cpu) + " is not a CPU this process may use");
+      throw std::invalid_argument("cpus: " + std::to_string(cpu) +
+                                  " is not a CPU this process may use");
 }
 
 }  // namespace
@@ -121,7 +128,8 @@ void ThreadPool::run(Function function, void* context) {
     function_ = function;
     context_ = context;
     running_.store(workers - 1, std::memory_order_relaxed);
-    // Sequentially consistent, like the worker's announcement of its sleep: one of the two sees the other.
+    // Sequentially consistent, like the worker's announcement of its sleep: one of the two sees the
+    // other.
     region_.fetch_add(1);
     if (sleeping_.load() > 0) wake_all(region_);
   }

@@ -1,9 +1,10 @@
-// How the SIMD tiers walk a matrix: the loops over rows and tokens. Everything here has internal linkage, so each kernel
-// object gets its own copy, compiled for its own tier.
+// How the SIMD tiers walk a matrix: the loops over rows and tokens. Everything here has internal
+// linkage, so each kernel object gets its own copy, compiled for its own tier.
 //
-// One row against up to four tokens at a time, so weights are unpacked once for all of them. With many tokens a group
-// of rows stays in L2 while the tiles of tokens pass over it, so weights come from memory once. While row r is read,
-// the same offsets of a row `kAhead` bytes further are prefetched: beyond the last row, those of `next`.
+// One row against up to four tokens at a time, so weights are unpacked once for all of them. With
+// many tokens a group of rows stays in L2 while the tiles of tokens pass over it, so weights come
+// from memory once. While row r is read, the same offsets of a row `kAhead` bytes further are
+// prefetched: beyond the last row, those of `next`.
 #pragma once
 
 #include <stdint.h>
@@ -17,25 +18,27 @@
 namespace hk2 {
 namespace {
 
-constexpr int kTile = 4;               // tokens that share one unpacking
-constexpr int64_t kAhead = 4096;       // prefetch distance in bytes, rounded up to rows
+constexpr int kTile = 4;                // tokens that share one unpacking
+constexpr int64_t kAhead = 4096;        // prefetch distance in bytes, rounded up to rows
 constexpr int64_t kGroupBytes = 65536;  // rows kept in L2 while the tiles of tokens pass
 
 HK2_INLINE void prefetch(const uint8_t* address, int bytes) {
-  for (int offset = 0; offset < bytes; offset += 64)
-    __builtin_prefetch(address + offset, 0, 3);
+  for (int offset = 0; offset < bytes; offset += 64) __builtin_prefetch(address + offset, 0, 3);
 }
 
 // Row: `template <int N> static void dot(const uint8_t* row, const uint8_t* ahead, int64_t cols,
-//                                        const ActivationRow* x, float* y, int64_t y_stride)` for N tokens.
+//                                        const ActivationRow* x, float* y, int64_t y_stride)` for N
+//                                        tokens.
 template <class Row, int N>
 void rows_by_tile(const Multiply& call, int64_t begin, int64_t end, int64_t token) {
   const int64_t ahead = (kAhead + call.row_bytes - 1) / call.row_bytes;
   for (int64_t r = begin; r < end; ++r) {
     const uint8_t* row = call.weights + r * call.row_bytes;
     const uint8_t* later = row + ahead * call.row_bytes;
-    if (call.next && r + ahead >= call.rows) later = call.next + (r + ahead - call.rows) * call.row_bytes;
-    Row::template dot<N>(row, later, call.cols, call.x + token, call.y + token * call.y_stride + r, call.y_stride);
+    if (call.next && r + ahead >= call.rows)
+      later = call.next + (r + ahead - call.rows) * call.row_bytes;
+    Row::template dot<N>(row, later, call.cols, call.x + token, call.y + token * call.y_stride + r,
+                         call.y_stride);
   }
 }
 
@@ -60,10 +63,10 @@ void multiply(const Multiply& call) {
 }  // namespace hk2
 
 // The object's one exported symbol.
-#define HK2_EXPORT(tier, quant, Row)                \
-  namespace hk2 {                                   \
-  namespace {                                       \
-  const Kernel kKernel = {multiply<Row>, nullptr};  \
-  }                                                 \
-  }                                                 \
+#define HK2_EXPORT(tier, quant, Row)               \
+  namespace hk2 {                                  \
+  namespace {                                      \
+  const Kernel kKernel = {multiply<Row>, nullptr}; \
+  }                                                \
+  }                                                \
   extern "C" const hk2::Kernel* hk2_##tier##_##quant() { return &hk2::kKernel; }

@@ -1,7 +1,8 @@
 """Random stored weights of every quant type, and float64 oracles over them.
 
-Weights are dequantised by the gguf package. Types that it cannot quantise get random bytes with sane scales. Knows
-nothing of the kernels but the layout of block scales, which it must set to keep random bytes finite.
+Weights are dequantised by the gguf package. Quantised types are random bytes with sane scales, so
+types that the package cannot quantise are covered too. Knows nothing of the kernels but where a
+block's scales lie, which it must set to keep random bytes finite.
 """
 
 from dataclasses import dataclass
@@ -12,10 +13,17 @@ from gguf.quants import dequantize
 
 # Byte offsets of the half-float scales inside a block, and a magnitude that keeps weights near 1.
 _HALF_SCALES = {
-    "Q4_0": {0: 0.1}, "Q4_1": {0: 0.1, 2: 0.7}, "Q5_0": {0: 0.05}, "Q5_1": {0: 0.05, 2: 0.7}, "Q8_0": {0: 0.01},
-    "Q2_K": {80: 0.05, 82: 0.05}, "Q3_K": {108: 0.01}, "Q4_K": {0: 0.002, 2: 0.01}, "Q5_K": {0: 0.001, 2: 0.01},
+    "Q4_0": {0: 0.1},
+    "Q4_1": {0: 0.1, 2: 0.7},
+    "Q5_0": {0: 0.05},
+    "Q5_1": {0: 0.05, 2: 0.7},
+    "Q8_0": {0: 0.01},
+    "Q2_K": {80: 0.05, 82: 0.05},
+    "Q3_K": {108: 0.01},
+    "Q4_K": {0: 0.002, 2: 0.01},
+    "Q5_K": {0: 0.001, 2: 0.01},
     "Q6_K": {208: 0.0005},
-}  # fmt: skip
+}
 FLOAT_TYPES = ("F32", "F16", "BF16")
 
 
@@ -35,7 +43,7 @@ class Stored:
 
 
 def random_stored(quant: str, shape: tuple[int, ...], rng: np.random.Generator) -> Stored:
-    """Random blocks of `quant` for a tensor of `shape`; the last axis is a multiple of the block size."""
+    """Random blocks of `quant` for a tensor of `shape`; whole blocks along the last axis."""
     size, num_bytes = block_shape(quant)
     blocks = int(np.prod(shape)) // size
     if quant == "F32":
@@ -43,11 +51,14 @@ def random_stored(quant: str, shape: tuple[int, ...], rng: np.random.Generator) 
     elif quant == "F16":
         raw = rng.standard_normal(blocks).astype(np.float16)
     elif quant == "BF16":
-        raw = (rng.standard_normal(blocks).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+        raw = (rng.standard_normal(blocks).astype(np.float32).view(np.uint32) >> 16).astype(
+            np.uint16
+        )
     else:
         raw = rng.integers(0, 256, (blocks, num_bytes), dtype=np.uint8)
         for offset, magnitude in _HALF_SCALES[quant].items():
-            scales = (magnitude * rng.uniform(0.5, 1.5, blocks) * rng.choice([-1, 1], blocks)).astype(np.float16)
+            signed = magnitude * rng.uniform(0.5, 1.5, blocks) * rng.choice([-1, 1], blocks)
+            scales = signed.astype(np.float16)
             raw[:, offset : offset + 2] = scales[:, None].view(np.uint8)
     data = np.ascontiguousarray(raw).reshape(-1).view(np.uint8)
     return Stored(quant, shape, data, dequantised(quant, data).astype(np.float64).reshape(shape))
@@ -66,8 +77,9 @@ def product(stored: Stored, x: np.ndarray) -> np.ndarray:
 def product_tolerance(stored: Stored, x: np.ndarray) -> np.ndarray:
     """The largest error the design allows, per element of `product`.
 
-    Integer types round each activation to a step of max / 127 of its block of 32: half a step times |w|. All types then
-    add float32 rounding; codes offset by up to 128 make intermediate sums larger than the terms, hence the factor.
+    Integer types round each activation to a step of max / 127 of its block of 32: half a step times
+    |w|. All types then add float32 rounding; codes offset by up to 128 make intermediate sums
+    larger than the terms, hence the factor.
     """
     weights, x = np.abs(stored.weights), np.abs(x.astype(np.float64))
     eps = np.finfo(np.float32).eps

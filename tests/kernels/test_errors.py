@@ -89,9 +89,15 @@ def moe(pool, **changes):
         ({"up": matrix(shape=(1, 4, 64))}, r"up: shape \(1, 4, 64\), expected \(2, 32, 64\)"),
         ({"down": matrix(shape=(1, 4, 64))}, r"down: shape \(1, 4, 64\), expected \(2, 64, 32\)"),
         ({"x": floats(3, 32)}, r"x: shape \(3, 32\), expected \(\*, 64\)"),
-        ({"expert_ids": np.zeros((2, 2), np.int32)}, r"expert_ids: shape \(2, 2\), expected \(3, \*\)"),
+        (
+            {"expert_ids": np.zeros((2, 2), np.int32)},
+            r"expert_ids: shape \(2, 2\), expected \(3, \*\)",
+        ),
         ({"expert_ids": np.zeros((3, 2), np.int64)}, r"expert_ids: dtype int64, expected int32"),
-        ({"expert_ids": np.full((3, 2), 2, np.int32)}, r"expert_ids: 2 at token 0, expected -1 or an expert below 2"),
+        (
+            {"expert_ids": np.full((3, 2), 2, np.int32)},
+            r"expert_ids: 2 at token 0, expected -1 or an expert below 2",
+        ),
         ({"expert_ids": np.full((3, 2), -2, np.int32)}, r"expert_ids: -2 at token 0"),
         ({"weights": floats(3, 1)}, r"weights: shape \(3, 1\), expected \(3, 2\)"),
         ({"y": floats(3, 63)}, r"y: shape \(3, 63\), expected \(3, 64\)"),
@@ -110,10 +116,19 @@ def test_moe_refuses_wrong_arguments(pool, changes, message):
         (lambda: _cpu.ThreadPool(0), "num_threads: 0, expected 1"),
         (lambda: _cpu.ThreadPool(2, [0]), "cpus: 1 entries, expected none or num_threads = 2"),
         (lambda: _cpu.ThreadPool(1, [-1]), "cpus: -1 is not a CPU"),
-        (lambda: _cpu.dequantise(_cpu.Kernels(), DATA, "Q8_0", 33), "n: 33, expected a multiple of 32"),
-        (lambda: _cpu.dequantise(_cpu.Kernels(), DATA, "Q8_0", 64), r"data: shape \(272,\), expected \(68,\)"),
+        (
+            lambda: _cpu.dequantise(_cpu.Kernels(), DATA, "Q8_0", 33),
+            "n: 33, expected a multiple of 32",
+        ),
+        (
+            lambda: _cpu.dequantise(_cpu.Kernels(), DATA, "Q8_0", 64),
+            r"data: shape \(272,\), expected \(68,\)",
+        ),
         (lambda: _cpu.read_bandwidth(_cpu.ThreadPool(1), 5, 1), "num_bytes: 5, expected at least"),
-        (lambda: _cpu.read_bandwidth(_cpu.ThreadPool(1), 1 << 20, 0), "repeats: 0, expected at least 1"),
+        (
+            lambda: _cpu.read_bandwidth(_cpu.ThreadPool(1), 1 << 20, 0),
+            "repeats: 0, expected at least 1",
+        ),
     ],
 )
 def test_other_wrong_arguments_are_refused(call, message):

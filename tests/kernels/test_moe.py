@@ -1,4 +1,4 @@
-"""The mixture of experts against float64, on every tier: routing corner cases, mixed types, determinism."""
+"""The mixture of experts against float64, on every tier: corner cases, mixed types, determinism."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,12 @@ _cpu = pytest.importorskip("hybrid_k2._cpu", reason="the C++ extension is not bu
 from kernels.blocks import block_shape, product, product_tolerance, random_stored, silu  # noqa: E402
 
 tiers = pytest.mark.parametrize("tier", _cpu.tiers())
-MIXES = [("Q4_K", "Q4_K", "Q6_K"), ("Q4_0", "Q4_0", "Q4_0"), ("Q8_0", "Q4_K", "BF16"), ("F32", "F32", "F32")]
+MIXES = [
+    ("Q4_K", "Q4_K", "Q6_K"),
+    ("Q4_0", "Q4_0", "Q4_0"),
+    ("Q8_0", "Q4_K", "BF16"),
+    ("F32", "F32", "F32"),
+]
 
 
 class Layer:
@@ -83,7 +88,8 @@ def test_moe_works_with_every_type(rng, tier, quant):
 
 @tiers
 @pytest.mark.parametrize(
-    ("quant", "hidden", "width"), [("Q4_0", 96, 160), ("Q8_0", 32, 32), ("F32", 20, 45), ("BF16", 17, 3)]
+    ("quant", "hidden", "width"),
+    [("Q4_0", 96, 160), ("Q8_0", 32, 32), ("F32", 20, 45), ("BF16", 17, 3)],
 )
 def test_moe_works_with_odd_sizes(rng, tier, quant, hidden, width):
     assert width % block_shape(quant)[0] == 0

@@ -1,4 +1,4 @@
-"""Kernel objects keep to themselves: one exported symbol each, no instruction-set header outside kernels/."""
+"""Kernel objects keep to themselves: one exported symbol each, no intrinsics outside kernels/."""
 
 import re
 import shutil
@@ -22,11 +22,16 @@ def built_object(source: Path) -> Path | None:
 def test_a_kernel_object_exports_one_symbol(source):
     path = built_object(source)
     if path is None:
-        pytest.skip("no kernel objects under build/temp* (build with: python setup.py build_ext --inplace)")
+        pytest.skip(
+            "no kernel objects under build/temp* (build with: python setup.py build_ext --inplace)"
+        )
     if shutil.which("nm") is None:
         pytest.skip("nm is not installed")
     lines = subprocess.run(
-        ["nm", "--defined-only", "--extern-only", str(path)], capture_output=True, text=True, check=True
+        ["nm", "--defined-only", "--extern-only", str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.splitlines()
     assert [line.split()[-1] for line in lines] == [f"hk2_{source.parent.name}_{source.stem}"]
 

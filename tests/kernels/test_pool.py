@@ -1,4 +1,4 @@
-"""The thread pool: more threads than cores, callers that compete, fork, sleep and wake; the bandwidth probe."""
+"""The thread pool: more threads than cores, competing callers, fork, sleep; the bandwidth probe."""
 
 import os
 import threading
@@ -14,7 +14,9 @@ from kernels.blocks import random_stored  # noqa: E402
 @pytest.fixture
 def problem(rng):
     stored = random_stored("Q8_0", (40, 64), rng)
-    return _cpu.Matrix(stored.data, "Q8_0", (40, 64)), rng.standard_normal((3, 64)).astype(np.float32)
+    return _cpu.Matrix(stored.data, "Q8_0", (40, 64)), rng.standard_normal((3, 64)).astype(
+        np.float32
+    )
 
 
 def solve(pool, problem):

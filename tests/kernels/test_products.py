@@ -1,4 +1,4 @@
-"""Every (tier, quant type) pair against float64, on odd shapes; dequantisation against the gguf package.
+"""Every (tier, quant type) pair against float64, on odd shapes; dequantisation against gguf.
 
 A tier that lacks a kernel for a type falls to its parent; the pair is run all the same.
 """
@@ -42,21 +42,31 @@ def test_linear_agrees_with_float64(pool, rng, tier, quant):
             for tokens in (1, 2, 5, 17):
                 x = rng.standard_normal((tokens, cols)).astype(np.float32)
                 error = np.abs(linear(pool, tier, stored, x) - product(stored, x))
-                assert np.all(error <= product_tolerance(stored, x)), (rows, cols, tokens, error.max())
+                assert np.all(error <= product_tolerance(stored, x)), (
+                    rows,
+                    cols,
+                    tokens,
+                    error.max(),
+                )
 
 
 @pairs
-def test_outliers_of_fifty_sigma_do_not_spoil_the_other_blocks(pool, rng, tier, quant):
-    cols = 1024
+def test_an_outlier_of_fifty_sigma_spoils_its_own_block_of_32_only(pool, rng, tier, quant):
+    cols, block = 1024, 32
     stored = random_stored(quant, (64, cols), rng)
     x = rng.standard_normal((4, cols)).astype(np.float32)
     x[:, ::211] = 50
     y, exact = linear(pool, tier, stored, x), product(stored, x)
-    assert np.linalg.norm(y - exact) <= 0.013 * np.linalg.norm(exact)
+    # Rounding to a step is noise of step / sqrt(12) per activation.
+    steps = np.abs(x).reshape(4, -1, block).max(-1) / 127
+    noise = np.sqrt(block * (steps**2).sum() / 12) / np.linalg.norm(x)
+    assert np.linalg.norm(y - exact) <= 1.5 * noise * np.linalg.norm(exact)
 
 
 @pairs
-def test_a_token_gets_the_same_bits_alone_and_in_a_batch_and_with_any_thread_count(pool, rng, tier, quant):
+def test_a_token_gets_the_same_bits_alone_and_in_a_batch_and_with_any_thread_count(
+    pool, rng, tier, quant
+):
     cols = 3 * block_shape(quant)[0] * (8 if block_shape(quant)[0] == 1 else 1)
     stored = random_stored(quant, (37, cols), rng)
     x = rng.standard_normal((11, cols)).astype(np.float32)
@@ -81,7 +91,9 @@ def test_batched_linear_uses_one_matrix_per_entry(pool, rng, tier, quant):
     stored = random_stored(quant, (stack, rows, cols), rng)
     x = rng.standard_normal((stack, tokens, cols)).astype(np.float32)
     y = np.full((stack, tokens, rows), np.nan, np.float32)
-    _cpu.batched_linear(pool, _cpu.Kernels(tier), _cpu.Matrix(stored.data, quant, stored.shape), x, y)
+    _cpu.batched_linear(
+        pool, _cpu.Kernels(tier), _cpu.Matrix(stored.data, quant, stored.shape), x, y
+    )
     assert np.all(np.abs(y - product(stored, x)) <= product_tolerance(stored, x))
 
 
@@ -89,7 +101,9 @@ def test_batched_linear_uses_one_matrix_per_entry(pool, rng, tier, quant):
 def test_dequantise_is_bit_exact_with_gguf(rng, tier, quant):
     stored = random_stored(quant, (9, 512), rng)
     ours = _cpu.dequantise(_cpu.Kernels(tier), stored.data, quant, 9 * 512)
-    np.testing.assert_array_equal(ours.view(np.uint32), dequantised(quant, stored.data).view(np.uint32))
+    np.testing.assert_array_equal(
+        ours.view(np.uint32), dequantised(quant, stored.data).view(np.uint32)
+    )
 
 
 def test_dequantise_keeps_subnormal_infinite_and_nan_halves():

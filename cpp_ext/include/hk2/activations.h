@@ -6,12 +6,15 @@
 
 namespace hk2 {
 
-// `count` rows of `cols` activations: int8 codes with scales and sums (reads_codes) and / or float32 values.
+// `count` rows of `cols` activations: int8 codes with scales and sums (reads_codes) and / or
+// float32 values.
 class Activations {
  public:
-  // Storage from the arena. The float32 rows are `values` [count, cols] if given, else, if keep_values, fresh memory to
-  // be filled through values(row). cols is a multiple of 32 if codes are kept.
-  Activations(Arena& arena, int64_t count, int64_t cols, bool reads_codes, bool keep_values, const float* values);
+  // Storage from the arena. The float32 rows are `values` [count, cols] if given, else, if
+  // keep_values, fresh memory to be filled through values(row). cols is a multiple of 32 if codes
+  // are kept.
+  Activations(Arena& arena, int64_t count, int64_t cols, bool reads_codes, bool keep_values,
+              const float* values);
 
   int64_t count() const { return count_; }
   int64_t cols() const { return cols_; }
@@ -20,9 +23,10 @@ class Activations {
   const ActivationRow* rows() const { return rows_; }
   float* values(int64_t r) { return own_values_ + r * cols_; }
 
-  // Quantises x[32 * (end - begin)] as blocks [begin, end) of row r, which must be the only writer of these blocks.
-  // Whoever writes the last block also writes the padding.
-  void quantise(const ActivationKernel& kernel, int64_t r, int64_t begin, int64_t end, const float* x);
+  // Quantises x[32 * (end - begin)] as blocks [begin, end) of row r, which must be the only writer
+  // of these blocks. Whoever writes the last block also writes the padding.
+  void quantise(const ActivationKernel& kernel, int64_t r, int64_t begin, int64_t end,
+                const float* x);
 
  private:
   int64_t count_, cols_, blocks_, padded_blocks_;
@@ -34,7 +38,9 @@ class Activations {
 inline bool reads_codes(const Matrix& matrix) { return matrix.quant->reads_codes; }
 inline bool reads_values(const Matrix& matrix) { return !matrix.quant->reads_codes; }
 
-// One worker's part of quantising all rows from x [count, cols]. Nothing to do where codes are not kept.
-void quantise_share(Activations& activations, const ActivationKernel& kernel, const float* x, int worker, int workers);
+// One worker's part of quantising all rows from x [count, cols]. Nothing to do where codes are not
+// kept.
+void quantise_share(Activations& activations, const ActivationKernel& kernel, const float* x,
+                    int worker, int workers);
 
 }  // namespace hk2

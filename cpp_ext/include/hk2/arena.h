@@ -7,8 +7,9 @@
 
 namespace hk2 {
 
-// take() hands out 64-byte aligned pieces that stay valid until reset(). A reset merges what the last round needed into
-// one piece, so a steady workload allocates nothing. Not thread-safe: taken by the caller before the parallel region.
+// take() hands out 64-byte aligned pieces that stay valid until reset(). A reset merges what the
+// last round needed into one piece, so a steady workload allocates nothing. Not thread-safe: taken
+// by the caller before the parallel region.
 class Arena {
  public:
   Arena() = default;
@@ -18,7 +19,8 @@ class Arena {
 
   void reset();
 
-  // Uninitialised storage for `count` trivially destructible values; 64 bytes past the end are readable.
+  // Uninitialised storage for `count` trivially destructible values; 64 bytes past the end are
+  // readable.
   template <class T>
   T* take(int64_t count) {
     return static_cast<T*>(take_bytes(static_cast<size_t>(count) * sizeof(T)));

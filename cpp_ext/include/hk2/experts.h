@@ -1,4 +1,5 @@
-// The mixture of experts of one layer: y = sum over a token's experts of weight * down(silu(gate x) * up x).
+// The mixture of experts of one layer: y = sum over a token's experts of weight * down(silu(gate x)
+// * up x).
 #pragma once
 
 #include "hk2/kernel_table.h"
@@ -9,15 +10,17 @@ namespace hk2 {
 struct MoeCall {
   Matrix gate, up, down;  // [E, F, H], [E, F, H], [E, H, F]; each of its own quant type
   const float* x;         // [tokens, H]
-  const int32_t* expert_ids;  // [tokens, top_k], each -1 (skipped) or below E: checked by the caller
-  const float* weights;   // [tokens, top_k]
-  float* y;               // [tokens, H], overwritten
+  const int32_t*
+      expert_ids;        // [tokens, top_k], each -1 (skipped) or below E: checked by the caller
+  const float* weights;  // [tokens, top_k]
+  float* y;              // [tokens, H], overwritten
   int64_t tokens, top_k;
 };
 
-// One parallel region with two internal barriers: quantise x; gate, up and SiLU; down. An expert's weights are read once
-// for all its tokens. Per token the experts are added in ascending order, so a token's result depends neither on the
-// number of threads nor on the other tokens of the call, bit for bit. A dense MLP is the case E = 1.
+// One parallel region with two internal barriers: quantise x; gate, up and SiLU; down. An expert's
+// weights are read once for all its tokens. Per token the experts are added in ascending order, so
+// a token's result depends neither on the number of threads nor on the other tokens of the call,
+// bit for bit. A dense MLP is the case E = 1.
 void moe(ThreadPool& pool, const KernelTable& kernels, const MoeCall& call);
 
 }  // namespace hk2

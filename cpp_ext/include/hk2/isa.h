@@ -14,9 +14,10 @@ struct TierInfo {
   Tier parent;       // where a missing kernel is looked up next; generic is its own parent
 };
 
-const std::vector<TierInfo>& all_tiers();   // parents before children
-std::vector<TierInfo> supported_tiers();    // lowest first
+const std::vector<TierInfo>& all_tiers();  // parents before children
+std::vector<TierInfo> supported_tiers();   // lowest first
 const TierInfo& tier_info(Tier tier);
-TierInfo choose_tier(const std::string& name);  // "" = best; std::invalid_argument for unknown or unsupported
+TierInfo choose_tier(
+    const std::string& name);  // "" = best; std::invalid_argument for unknown or unsupported
 
 }  // namespace hk2

@@ -12,13 +12,14 @@ namespace hk2 {
 struct QuantInfo {
   int index;  // position in quant_types()
   const char* name;
-  int64_t block_size;   // weights
+  int64_t block_size;  // weights
   int64_t block_bytes;
-  bool reads_codes;     // true: int8 activations; false: float32 activations
+  bool reads_codes;  // true: int8 activations; false: float32 activations
 };
 
 const std::vector<QuantInfo>& quant_types();
-const QuantInfo& quant_by_name(const std::string& name);  // std::invalid_argument names the known ones
+const QuantInfo& quant_by_name(
+    const std::string& name);  // std::invalid_argument names the known ones
 
 // The resolved choice for every type: the tier's own kernel or the nearest ancestor's.
 class KernelTable {
@@ -26,7 +27,9 @@ class KernelTable {
   explicit KernelTable(const TierInfo& tier);
 
   const TierInfo& tier() const { return tier_; }
-  const char* source(const QuantInfo& quant) const { return sources_[quant.index]; }  // name of the tier that serves it
+  const char* source(const QuantInfo& quant) const {
+    return sources_[quant.index];
+  }  // name of the tier that serves it
   const Kernel& operator[](const QuantInfo& quant) const { return kernels_[quant.index]; }
   const ActivationKernel& activations() const { return activations_; }
 

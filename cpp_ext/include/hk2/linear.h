@@ -6,12 +6,14 @@
 
 namespace hk2 {
 
-// x [stack, tokens, cols] -> y [stack, tokens, rows], matrix s of the stack for x[s], in one parallel region. The result
-// for a token depends neither on the number of threads nor on the other tokens, bit for bit.
-void linear(ThreadPool& pool, const KernelTable& kernels, const Matrix& matrix, const float* x, float* y,
-            int64_t tokens);
+// x [stack, tokens, cols] -> y [stack, tokens, rows], matrix s of the stack for x[s], in one
+// parallel region. The result for a token depends neither on the number of threads nor on the other
+// tokens, bit for bit.
+void linear(ThreadPool& pool, const KernelTable& kernels, const Matrix& matrix, const float* x,
+            float* y, int64_t tokens);
 
-// Reads `num_bytes` of fresh memory `repeats` times with all workers; the best rate in GB/s (1e9 bytes a second).
+// Reads `num_bytes` of fresh memory `repeats` times with all workers; the best rate in GB/s (1e9
+// bytes a second).
 double read_bandwidth(ThreadPool& pool, int64_t num_bytes, int64_t repeats);
 
 }  // namespace hk2

@@ -1,7 +1,9 @@
-// The GGUF block layouts as they lie on disk. Sizes are part of the file format: the static_asserts are the contract.
+// The GGUF block layouts as they lie on disk. Sizes are part of the file format: the static_asserts
+// are the contract.
 //
-// `d`, `m`, `dmin` are IEEE half floats kept as their bits. Structs are packed because a block may start at any byte.
-// How a block's bytes become weights is said once, in kernels/generic/<quant>.cpp.
+// `d`, `m`, `dmin` are IEEE half floats kept as their bits. Structs are packed because a block may
+// start at any byte. How a block's bytes become weights is said once, in
+// kernels/generic/<quant>.cpp.
 #pragma once
 
 #include <stdint.h>
@@ -10,16 +12,56 @@ namespace hk2 {
 
 #define HK2_PACKED __attribute__((packed))
 
-struct HK2_PACKED BlockQ4_0 { uint16_t d; uint8_t qs[16]; };
-struct HK2_PACKED BlockQ4_1 { uint16_t d, m; uint8_t qs[16]; };
-struct HK2_PACKED BlockQ5_0 { uint16_t d; uint8_t qh[4]; uint8_t qs[16]; };
-struct HK2_PACKED BlockQ5_1 { uint16_t d, m; uint8_t qh[4]; uint8_t qs[16]; };
-struct HK2_PACKED BlockQ8_0 { uint16_t d; int8_t qs[32]; };
-struct HK2_PACKED BlockQ2_K { uint8_t scales[16]; uint8_t qs[64]; uint16_t d, dmin; };
-struct HK2_PACKED BlockQ3_K { uint8_t hmask[32]; uint8_t qs[64]; uint8_t scales[12]; uint16_t d; };
-struct HK2_PACKED BlockQ4_K { uint16_t d, dmin; uint8_t scales[12]; uint8_t qs[128]; };
-struct HK2_PACKED BlockQ5_K { uint16_t d, dmin; uint8_t scales[12]; uint8_t qh[32]; uint8_t qs[128]; };
-struct HK2_PACKED BlockQ6_K { uint8_t ql[128]; uint8_t qh[64]; int8_t scales[16]; uint16_t d; };
+struct HK2_PACKED BlockQ4_0 {
+  uint16_t d;
+  uint8_t qs[16];
+};
+struct HK2_PACKED BlockQ4_1 {
+  uint16_t d, m;
+  uint8_t qs[16];
+};
+struct HK2_PACKED BlockQ5_0 {
+  uint16_t d;
+  uint8_t qh[4];
+  uint8_t qs[16];
+};
+struct HK2_PACKED BlockQ5_1 {
+  uint16_t d, m;
+  uint8_t qh[4];
+  uint8_t qs[16];
+};
+struct HK2_PACKED BlockQ8_0 {
+  uint16_t d;
+  int8_t qs[32];
+};
+struct HK2_PACKED BlockQ2_K {
+  uint8_t scales[16];
+  uint8_t qs[64];
+  uint16_t d, dmin;
+};
+struct HK2_PACKED BlockQ3_K {
+  uint8_t hmask[32];
+  uint8_t qs[64];
+  uint8_t scales[12];
+  uint16_t d;
+};
+struct HK2_PACKED BlockQ4_K {
+  uint16_t d, dmin;
+  uint8_t scales[12];
+  uint8_t qs[128];
+};
+struct HK2_PACKED BlockQ5_K {
+  uint16_t d, dmin;
+  uint8_t scales[12];
+  uint8_t qh[32];
+  uint8_t qs[128];
+};
+struct HK2_PACKED BlockQ6_K {
+  uint8_t ql[128];
+  uint8_t qh[64];
+  int8_t scales[16];
+  uint16_t d;
+};
 
 #undef HK2_PACKED
 

@@ -1,7 +1,8 @@
 // Persistent workers for parallel regions of a few microseconds to a few seconds.
 //
-// The calling thread is worker 0, so runnable threads never exceed `size`. Workers spin for a moment after a region,
-// because the next layer comes soon, then sleep. One region runs at a time; callers from other threads wait their turn.
+// The calling thread is worker 0, so runnable threads never exceed `size`. Workers spin for a
+// moment after a region, because the next layer comes soon, then sleep. One region runs at a time;
+// callers from other threads wait their turn.
 #pragma once
 
 #include <atomic>
@@ -46,8 +47,9 @@ struct Share {
 
 class ThreadPool {
  public:
-  // Workers 1.. are pinned to cpus[1..] if cpus is not empty; worker 0 is whoever calls, and is left as it is.
-  // std::invalid_argument: num_threads < 1, or cpus neither empty nor num_threads CPUs this process may use.
+  // Workers 1.. are pinned to cpus[1..] if cpus is not empty; worker 0 is whoever calls, and is
+  // left as it is. std::invalid_argument: num_threads < 1, or cpus neither empty nor num_threads
+  // CPUs this process may use.
   ThreadPool(int num_threads, const std::vector<int>& cpus);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -55,7 +57,8 @@ class ThreadPool {
 
   int size() const { return size_; }
 
-  // Exclusive use of the pool and of its scratch memory, from before the first region to after the last.
+  // Exclusive use of the pool and of its scratch memory, from before the first region to after the
+  // last.
   class Lease {
    public:
     explicit Lease(ThreadPool& pool) : pool_(pool), lock_(pool.lease_) { pool.arena_.reset(); }
@@ -63,11 +66,13 @@ class ThreadPool {
     Arena& arena() { return pool_.arena_; }
     int workers() const { return pool_.usable_workers(); }
 
-    // Calls body(worker) on every worker, 0 <= worker < workers(), and returns when all have returned. body must not
-    // throw. Inside, barrier() makes all workers meet.
+    // Calls body(worker) on every worker, 0 <= worker < workers(), and returns when all have
+    // returned. body must not throw. Inside, barrier() makes all workers meet.
     template <class Body>
     void run(Body&& body) {
-      pool_.run([](void* b, int worker) { (*static_cast<std::remove_reference_t<Body>*>(b))(worker); }, &body);
+      pool_.run(
+          [](void* b, int worker) { (*static_cast<std::remove_reference_t<Body>*>(b))(worker); },
+          &body);
     }
     void barrier() { pool_.barrier_.wait(); }
 

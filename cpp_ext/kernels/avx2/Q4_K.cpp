@@ -15,7 +15,8 @@ struct Format {
       w.codes[2 * j] = low_nibbles(nibbles);
       w.codes[2 * j + 1] = high_nibbles(nibbles);
     }
-    // first = scales 0..3, mins 0..3; second = scales 4..7, mins 4..7 (see unpack_scales_k4 in generic/scalar.h).
+    // first = scales 0..3, mins 0..3; second = scales 4..7, mins 4..7 (see unpack_scales_k4 in
+    // generic/scalar.h).
     uint64_t low;
     uint32_t high;
     memcpy(&low, block.scales, 8);
@@ -24,9 +25,11 @@ struct Format {
     const uint64_t first = low & 0x3f3f3f3f3f3f3f3f;
     const uint64_t second = (nibbles & 0x0f0f0f0f0f0f0f0f) | (low >> 2 & 0x3030303030303030);
     const __m128i packed = _mm_shuffle_epi32(
-        _mm_set_epi64x(static_cast<long long>(second), static_cast<long long>(first)), 0xd8);  // scales, then mins
+        _mm_set_epi64x(static_cast<long long>(second), static_cast<long long>(first)),
+        0xd8);  // scales, then mins
     const __m256 scales = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(packed));
-    const __m256 mins = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_unpackhi_epi64(packed, packed)));
+    const __m256 mins =
+        _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_unpackhi_epi64(packed, packed)));
     w.scales[0] = _mm256_mul_ps(scales, _mm256_set1_ps(half_to_float(block.d)));
     w.mins[0] = _mm256_mul_ps(mins, _mm256_set1_ps(half_to_float(block.dmin)));
   }

@@ -12,14 +12,17 @@ HK2_INLINE int sum_lanes(__m256i v) {
   return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
 }
 
-void quantise(const float* x, int64_t blocks, int8_t* codes, float* scales, float* sums, float* half_sums) {
+void quantise(const float* x, int64_t blocks, int8_t* codes, float* scales, float* sums,
+              float* half_sums) {
   const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
   for (int64_t b = 0; b < blocks; ++b, x += kActivationBlock, codes += kActivationBlock) {
     // Magnitudes compared as integers, so that a NaN, larger than any number, reaches the scale.
     __m256i largest = _mm256_setzero_si256();
     for (int i = 0; i < 4; ++i)
-      largest = _mm256_max_epi32(largest, _mm256_and_si256(_mm256_castps_si256(_mm256_loadu_ps(x + 8 * i)), magnitude));
-    __m128i m = _mm_max_epi32(_mm256_castsi256_si128(largest), _mm256_extracti128_si256(largest, 1));
+      largest = _mm256_max_epi32(
+          largest, _mm256_and_si256(_mm256_castps_si256(_mm256_loadu_ps(x + 8 * i)), magnitude));
+    __m128i m =
+        _mm_max_epi32(_mm256_castsi256_si128(largest), _mm256_extracti128_si256(largest, 1));
     m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
     m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1));
     const float max = _mm_cvtss_f32(_mm_castsi128_ps(m));
@@ -27,11 +30,16 @@ void quantise(const float* x, int64_t blocks, int8_t* codes, float* scales, floa
     const float scale = tiny ? 0 : max / 127;
     const __m256 inverse = _mm256_set1_ps(tiny ? 0 : 127 / max);
     __m256i c[4];
-    for (int i = 0; i < 4; ++i) c[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), inverse));
-    const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(c[0], c[1]), _mm256_packs_epi32(c[2], c[3]));
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // undo the packs' interleaving of lanes
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes), _mm256_permutevar8x32_epi32(packed, order));
-    const int low = sum_lanes(_mm256_add_epi32(c[0], c[1])), high = sum_lanes(_mm256_add_epi32(c[2], c[3]));
+    for (int i = 0; i < 4; ++i)
+      c[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), inverse));
+    const __m256i packed =
+        _mm256_packs_epi16(_mm256_packs_epi32(c[0], c[1]), _mm256_packs_epi32(c[2], c[3]));
+    const __m256i order =
+        _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // undo the packs' interleaving of lanes
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes),
+                        _mm256_permutevar8x32_epi32(packed, order));
+    const int low = sum_lanes(_mm256_add_epi32(c[0], c[1])),
+              high = sum_lanes(_mm256_add_epi32(c[2], c[3]));
     scales[b] = scale;
     half_sums[2 * b] = scale * static_cast<float>(low);
     half_sums[2 * b + 1] = scale * static_cast<float>(high);
@@ -39,8 +47,8 @@ void quantise(const float* x, int64_t blocks, int8_t* codes, float* scales, floa
   }
 }
 
-// exp(x), relative error below 2e-7: 2^n * p(r) with n = round(x / ln 2) and |r| <= ln 2 / 2. NaN passes (the second
-// operand of min and max wins). Clamped so that 2^n stays a normal float.
+// exp(x), relative error below 2e-7: 2^n * p(r) with n = round(x / ln 2) and |r| <= ln 2 / 2. NaN
+// passes (the second operand of min and max wins). Clamped so that 2^n stays a normal float.
 HK2_INLINE __m256 exp_ps(__m256 x) {
   x = _mm256_max_ps(_mm256_set1_ps(-87), _mm256_min_ps(_mm256_set1_ps(88), x));
   const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), 0);
@@ -53,7 +61,8 @@ HK2_INLINE __m256 exp_ps(__m256 x) {
   p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.6666665459e-1f));
   p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(5.0000001201e-1f));
   p = _mm256_fmadd_ps(_mm256_mul_ps(p, r), r, _mm256_add_ps(r, _mm256_set1_ps(1)));
-  const __m256i exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+  const __m256i exponent =
+      _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
   return _mm256_mul_ps(p, _mm256_castsi256_ps(exponent));
 }
 

@@ -12,8 +12,8 @@ namespace {
 template <class Format>
 struct FloatRow {
   template <int N>
-  static void dot(const uint8_t* row, const uint8_t* ahead, int64_t cols, const ActivationRow* x, float* y,
-                  int64_t y_stride) {
+  static void dot(const uint8_t* row, const uint8_t* ahead, int64_t cols, const ActivationRow* x,
+                  float* y, int64_t y_stride) {
     __m256 sum[N][2];
     for (int i = 0; i < N; ++i) sum[i][0] = sum[i][1] = _mm256_setzero_ps();
     int64_t k = 0;

@@ -1,8 +1,10 @@
-// The inner loop of the integer types on AVX2: 256 weights at a time as eight vectors of 32 codes in natural order,
-// vpmaddubsw + vpmaddwd against the activation codes, and one float multiply-add per vector.
+// The inner loop of the integer types on AVX2: 256 weights at a time as eight vectors of 32 codes
+// in natural order, vpmaddubsw + vpmaddwd against the activation codes, and one float multiply-add
+// per vector.
 //
-// A format delivers units of 256 weights:  weight = scale * code - min, groups of kGroup weights. Codes are unsigned and
-// at most 63 (two products of 63 * 127 fit 16 bits), or signed (kSigned), where the sign moves to the activation.
+// A format delivers units of 256 weights:  weight = scale * code - min, groups of kGroup weights.
+// Codes are unsigned and at most 63 (two products of 63 * 127 fit 16 bits), or signed (kSigned),
+// where the sign moves to the activation.
 #pragma once
 
 #include <immintrin.h>
@@ -20,7 +22,8 @@ struct Unit {
   __m256 mins[2];
 };
 
-// Format: kGroup (16 or 32), kSigned, kBlock (weights), kBlockBytes, `static void load(const uint8_t*, Unit&)`.
+// Format: kGroup (16 or 32), kSigned, kBlock (weights), kBlockBytes, `static void load(const
+// uint8_t*, Unit&)`.
 template <class Format>
 struct QuantisedRow {
   static constexpr int kUnitBytes = kUnit / Format::kBlock * Format::kBlockBytes;
@@ -31,8 +34,9 @@ struct QuantisedRow {
   };
 
   static HK2_INLINE __m256i multiply_codes(__m256i w, __m256i x) {
-    const __m256i pairs = Format::kSigned ? _mm256_maddubs_epi16(_mm256_sign_epi8(w, w), _mm256_sign_epi8(x, w))
-                                          : _mm256_maddubs_epi16(w, x);
+    const __m256i pairs = Format::kSigned
+                              ? _mm256_maddubs_epi16(_mm256_sign_epi8(w, w), _mm256_sign_epi8(x, w))
+                              : _mm256_maddubs_epi16(w, x);
     return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
   }
 
@@ -41,23 +45,27 @@ struct QuantisedRow {
     const __m256 x_scales = _mm256_loadu_ps(x.scales + unit * 8);
     alignas(32) float scales[16];
     if (Format::kGroup == 16) {
-      const __m256 lower = _mm256_permutevar8x32_ps(x_scales, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
-      const __m256 upper = _mm256_permutevar8x32_ps(x_scales, _mm256_setr_epi32(4, 4, 5, 5, 6, 6, 7, 7));
+      const __m256 lower =
+          _mm256_permutevar8x32_ps(x_scales, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
+      const __m256 upper =
+          _mm256_permutevar8x32_ps(x_scales, _mm256_setr_epi32(4, 4, 5, 5, 6, 6, 7, 7));
       _mm256_store_ps(scales, _mm256_mul_ps(w.scales[0], lower));
       _mm256_store_ps(scales + 8, _mm256_mul_ps(w.scales[1], upper));
-      sum.offsets = _mm256_fmadd_ps(w.mins[0], _mm256_loadu_ps(x.half_sums + unit * 16), sum.offsets);
-      sum.offsets = _mm256_fmadd_ps(w.mins[1], _mm256_loadu_ps(x.half_sums + unit * 16 + 8), sum.offsets);
+      sum.offsets =
+          _mm256_fmadd_ps(w.mins[0], _mm256_loadu_ps(x.half_sums + unit * 16), sum.offsets);
+      sum.offsets =
+          _mm256_fmadd_ps(w.mins[1], _mm256_loadu_ps(x.half_sums + unit * 16 + 8), sum.offsets);
     } else {
       _mm256_store_ps(scales, _mm256_mul_ps(w.scales[0], x_scales));
       sum.offsets = _mm256_fmadd_ps(w.mins[0], _mm256_loadu_ps(x.sums + unit * 8), sum.offsets);
     }
     for (int b = 0; b < 8; ++b) {
-      const __m256i product =
-          multiply_codes(w.codes[b], _mm256_load_si256(reinterpret_cast<const __m256i*>(codes + 32 * b)));
+      const __m256i product = multiply_codes(
+          w.codes[b], _mm256_load_si256(reinterpret_cast<const __m256i*>(codes + 32 * b)));
       // Lanes 0..3 are the first 16 weights, 4..7 the second.
-      const __m256 scale = Format::kGroup == 16
-                               ? _mm256_set_m128(_mm_set1_ps(scales[2 * b + 1]), _mm_set1_ps(scales[2 * b]))
-                               : _mm256_set1_ps(scales[b]);
+      const __m256 scale = Format::kGroup == 16 ? _mm256_set_m128(_mm_set1_ps(scales[2 * b + 1]),
+                                                                  _mm_set1_ps(scales[2 * b]))
+                                                : _mm256_set1_ps(scales[b]);
       sum.products = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(product), sum.products);
     }
   }
@@ -70,8 +78,8 @@ struct QuantisedRow {
   }
 
   template <int N>
-  static void dot(const uint8_t* row, const uint8_t* ahead, int64_t cols, const ActivationRow* x, float* y,
-                  int64_t y_stride) {
+  static void dot(const uint8_t* row, const uint8_t* ahead, int64_t cols, const ActivationRow* x,
+                  float* y, int64_t y_stride) {
     Sum sum[N];
     for (int i = 0; i < N; ++i) sum[i] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
     const int64_t units = cols / kUnit;
@@ -84,7 +92,8 @@ struct QuantisedRow {
     const int64_t rest = cols % kUnit;
     if (rest) {  // zero blocks fill the last unit; the activations are padded with zeros
       alignas(64) uint8_t tail[kUnitBytes] = {};
-      memcpy(tail, row + units * kUnitBytes, static_cast<size_t>(rest / Format::kBlock * Format::kBlockBytes));
+      memcpy(tail, row + units * kUnitBytes,
+             static_cast<size_t>(rest / Format::kBlock * Format::kBlockBytes));
       Unit w;
       Format::load(tail, w);
       for (int i = 0; i < N; ++i) add(w, x[i], units, sum[i]);
@@ -93,21 +102,28 @@ struct QuantisedRow {
   }
 };
 
-HK2_INLINE __m256i load_32(const void* bytes) { return _mm256_loadu_si256(static_cast<const __m256i*>(bytes)); }
+HK2_INLINE __m256i load_32(const void* bytes) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(bytes));
+}
 
-HK2_INLINE __m256i low_nibbles(__m256i bytes) { return _mm256_and_si256(bytes, _mm256_set1_epi8(15)); }
+HK2_INLINE __m256i low_nibbles(__m256i bytes) {
+  return _mm256_and_si256(bytes, _mm256_set1_epi8(15));
+}
 HK2_INLINE __m256i high_nibbles(__m256i bytes) { return low_nibbles(_mm256_srli_epi16(bytes, 4)); }
 
 // The scales of eight blocks that begin with a half float.
 template <class Block>
 HK2_INLINE __m256 block_scales(const Block* block) {
   return _mm256_cvtph_ps(
-      _mm_setr_epi16(static_cast<short>(block[0].d), static_cast<short>(block[1].d), static_cast<short>(block[2].d),
-                     static_cast<short>(block[3].d), static_cast<short>(block[4].d), static_cast<short>(block[5].d),
+      _mm_setr_epi16(static_cast<short>(block[0].d), static_cast<short>(block[1].d),
+                     static_cast<short>(block[2].d), static_cast<short>(block[3].d),
+                     static_cast<short>(block[4].d), static_cast<short>(block[5].d),
                      static_cast<short>(block[6].d), static_cast<short>(block[7].d)));
 }
 
-HK2_INLINE float half_to_float(uint16_t half) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(half))); }
+HK2_INLINE float half_to_float(uint16_t half) {
+  return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(half)));
+}
 
 }  // namespace
 }  // namespace hk2

@@ -8,12 +8,15 @@ struct Format {
   static constexpr int kGroup = 32, kMaxCode = 15, kBlock = 32, kBlockBytes = sizeof(BlockQ4_0);
 
   static HK2_INLINE Unit load(const uint8_t* bytes) {
-    // A pair of blocks is 36 bytes: scale, 16 bytes, scale, 16 bytes. Each 16 bytes are wanted twice, as low and as high
-    // nibbles. The last pair is read 28 bytes early so that no load passes the unit's end.
+    // A pair of blocks is 36 bytes: scale, 16 bytes, scale, 16 bytes. Each 16 bytes are wanted
+    // twice, as low and as high nibbles. The last pair is read 28 bytes early so that no load
+    // passes the unit's end.
     const __m512i pair = words(1, 1, 10, 10), last_pair = words(15, 15, 24, 24);
-    const __m512i shifts = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 0, 1, 1, 0, 0, 1, 1),
-                                                    _mm512_setr_epi64(0, 0x0004000400040004, 0, 0, 0, 0, 0, 0));
-    const __m512i pairs[4] = {load_at(bytes), load_at(bytes + 36), load_at(bytes + 72), load_at(bytes + 80)};
+    const __m512i shifts =
+        _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 0, 1, 1, 0, 0, 1, 1),
+                                 _mm512_setr_epi64(0, 0x0004000400040004, 0, 0, 0, 0, 0, 0));
+    const __m512i pairs[4] = {load_at(bytes), load_at(bytes + 36), load_at(bytes + 72),
+                              load_at(bytes + 80)};
     Unit w;
     for (int j = 0; j < 4; ++j) {
       const __m512i twice = _mm512_permutexvar_epi16(j == 3 ? last_pair : pair, pairs[j]);
@@ -24,7 +27,7 @@ struct Format {
         _mm256_setr_epi16(0, 9, 18, 27, 32, 41, 50, 59, 0, 0, 0, 0, 0, 0, 0, 0));
     const __m512i halves = _mm512_permutex2var_epi16(pairs[0], order, pairs[2]);
     const __m256 d = _mm256_cvtph_ps(_mm512_castsi512_si128(halves));
-    w.scales = _mm512_permutexvar_ps(lanes_of_groups_32(), _mm512_castps256_ps512(d));
+    w.scales = _mm512_permutexvar_ps(block_of_lane(), _mm512_castps256_ps512(d));
     w.mins = _mm512_castps256_ps512(_mm256_mul_ps(d, _mm256_set1_ps(8)));
     return w;
   }

@@ -16,13 +16,16 @@ struct Format {
           _mm256_loadu_si256(reinterpret_cast<const __m256i*>(block.qh + 32 * half)));
       // The two upper bits of weight 32 j + i are bits 2 j.. of byte i: move them to bits 4..5.
       w.codes[2 * half] = join(low, _mm512_sllv_epi16(high, by_half(4, 2)));
-      w.codes[2 * half + 1] = join(_mm512_srli_epi16(low, 4), _mm512_srlv_epi16(high, by_half(0, 2)));
+      w.codes[2 * half + 1] =
+          join(_mm512_srli_epi16(low, 4), _mm512_srlv_epi16(high, by_half(0, 2)));
     }
     const __m512 steps = _mm512_cvtepi32_ps(
         _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(block.scales))));
     const __m512 d = _mm512_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(block.d)));
     const __m512 scales = _mm512_mul_ps(steps, d);
-    w.scales = _mm512_permutexvar_ps(lanes_of_groups_16(), scales);
+    const __m512i group_of_lane =
+        _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    w.scales = _mm512_permutexvar_ps(group_of_lane, scales);
     w.mins = _mm512_mul_ps(scales, _mm512_set1_ps(32));
     return w;
   }
@@ -33,7 +36,8 @@ struct Format {
   }
   // Bits 0..3 of `low` and bits 4..5 of `high`.
   static HK2_INLINE __m512i join(__m512i low, __m512i high) {
-    const __m512i select = _mm512_ternarylogic_epi32(low, high, _mm512_set1_epi8(15), 0xe4);  // C ? low : high
+    const __m512i select =
+        _mm512_ternarylogic_epi32(low, high, _mm512_set1_epi8(15), 0xe4);  // C ? low : high
     return _mm512_and_si512(select, _mm512_set1_epi8(63));
   }
 };

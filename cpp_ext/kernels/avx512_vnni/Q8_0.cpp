@@ -17,11 +17,12 @@ struct Format {
       w.codes[j] = _mm512_xor_si512(_mm512_inserti64x4(_mm512_castsi256_si512(even), odd, 1), sign);
     }
     const __m128i halves =
-        _mm_setr_epi16(static_cast<short>(block[0].d), static_cast<short>(block[1].d), static_cast<short>(block[2].d),
-                       static_cast<short>(block[3].d), static_cast<short>(block[4].d), static_cast<short>(block[5].d),
+        _mm_setr_epi16(static_cast<short>(block[0].d), static_cast<short>(block[1].d),
+                       static_cast<short>(block[2].d), static_cast<short>(block[3].d),
+                       static_cast<short>(block[4].d), static_cast<short>(block[5].d),
                        static_cast<short>(block[6].d), static_cast<short>(block[7].d));
     const __m256 d = _mm256_cvtph_ps(halves);
-    w.scales = _mm512_permutexvar_ps(lanes_of_groups_32(), _mm512_castps256_ps512(d));
+    w.scales = _mm512_permutexvar_ps(block_of_lane(), _mm512_castps256_ps512(d));
     w.mins = _mm512_castps256_ps512(_mm256_mul_ps(d, _mm256_set1_ps(128)));
     return w;
   }

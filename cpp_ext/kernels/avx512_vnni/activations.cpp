@@ -6,15 +6,17 @@
 namespace hk2 {
 namespace {
 
-void quantise(const float* x, int64_t blocks, int8_t* codes, float* scales, float* sums, float* half_sums) {
+void quantise(const float* x, int64_t blocks, int8_t* codes, float* scales, float* sums,
+              float* half_sums) {
   const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
   for (int64_t b = 0; b < blocks; ++b, x += kActivationBlock, codes += kActivationBlock) {
     const __m512 low = _mm512_loadu_ps(x), high = _mm512_loadu_ps(x + 16);
     // Magnitudes compared as integers, so that a NaN, larger than any number, reaches the scale.
-    const __m512i largest = _mm512_max_epu32(_mm512_and_si512(_mm512_castps_si512(low), magnitude),
-                                             _mm512_and_si512(_mm512_castps_si512(high), magnitude));
-    const float max = _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(
-        static_cast<int>(_mm512_reduce_max_epu32(largest)))));
+    const __m512i largest =
+        _mm512_max_epu32(_mm512_and_si512(_mm512_castps_si512(low), magnitude),
+                         _mm512_and_si512(_mm512_castps_si512(high), magnitude));
+    const float max = _mm_cvtss_f32(
+        _mm_castsi128_ps(_mm_cvtsi32_si128(static_cast<int>(_mm512_reduce_max_epu32(largest)))));
     const bool tiny = max < 1e-30f;  // its inverse would overflow; counts as zero
     const float scale = tiny ? 0 : max / 127;
     const __m512 inverse = _mm512_set1_ps(tiny ? 0 : 127 / max);
@@ -30,8 +32,8 @@ void quantise(const float* x, int64_t blocks, int8_t* codes, float* scales, floa
   }
 }
 
-// exp(x), relative error below 2e-7: 2^n * p(r) with n = round(x / ln 2) and |r| <= ln 2 / 2. NaN passes (the second
-// operand of min and max wins).
+// exp(x), relative error below 2e-7: 2^n * p(r) with n = round(x / ln 2) and |r| <= ln 2 / 2. NaN
+// passes (the second operand of min and max wins).
 HK2_INLINE __m512 exp_ps(__m512 x) {
   x = _mm512_max_ps(_mm512_set1_ps(-110), _mm512_min_ps(_mm512_set1_ps(100), x));
   const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
@@ -51,7 +53,8 @@ void silu_multiply(float* gate, const float* up, int64_t n) {
   for (int64_t i = 0; i < n; i += 16) {
     const __mmask16 mask = static_cast<__mmask16>(n - i >= 16 ? 0xffff : (1 << (n - i)) - 1);
     const __m512 g = _mm512_maskz_loadu_ps(mask, gate + i);
-    const __m512 sigmoid_inverse = _mm512_add_ps(_mm512_set1_ps(1), exp_ps(_mm512_sub_ps(_mm512_setzero_ps(), g)));
+    const __m512 sigmoid_inverse =
+        _mm512_add_ps(_mm512_set1_ps(1), exp_ps(_mm512_sub_ps(_mm512_setzero_ps(), g)));
     const __m512 silu = _mm512_div_ps(g, sigmoid_inverse);
     _mm512_mask_storeu_ps(gate + i, mask, _mm512_mul_ps(silu, _mm512_maskz_loadu_ps(mask, up + i)));
   }

@@ -8,14 +8,15 @@
 namespace hk2 {
 namespace {
 
-// Format: kBytes per weight, `static __m512 load(const uint8_t*, __mmask16)` for 16 weights, masked ones zero, not read.
+// Format: kBytes per weight, `static __m512 load(const uint8_t*, __mmask16)` for 16 weights, masked
+// ones zero, not read.
 template <class Format>
 struct FloatRow {
   static constexpr int kStep = 16 * Format::kBytes;
 
   template <int N>
-  static void dot(const uint8_t* row, const uint8_t* ahead, int64_t cols, const ActivationRow* x, float* y,
-                  int64_t y_stride) {
+  static void dot(const uint8_t* row, const uint8_t* ahead, int64_t cols, const ActivationRow* x,
+                  float* y, int64_t y_stride) {
     __m512 sum[N][4];
     for (int i = 0; i < N; ++i)
       for (int j = 0; j < 4; ++j) sum[i][j] = _mm512_setzero_ps();
@@ -29,7 +30,8 @@ struct FloatRow {
       }
     }
     for (; k < cols; k += 16) {
-      const __mmask16 mask = static_cast<__mmask16>(cols - k >= 16 ? 0xffff : (1 << (cols - k)) - 1);
+      const __mmask16 mask =
+          static_cast<__mmask16>(cols - k >= 16 ? 0xffff : (1 << (cols - k)) - 1);
       const __m512 w = Format::load(row + k * Format::kBytes, mask);
       for (int i = 0; i < N; ++i)
         sum[i][0] = _mm512_fmadd_ps(w, _mm512_maskz_loadu_ps(mask, x[i].values + k), sum[i][0]);

@@ -1,9 +1,10 @@
-// The inner loop of the integer types: 256 weights at a time as four vectors of 64 unsigned codes in natural order,
-// vpdpbusd against the activation codes, and one float multiply-add per vector of group sums.
+// The inner loop of the integer types: 256 weights at a time as four vectors of 64 unsigned codes
+// in natural order, vpdpbusd against the activation codes, and one float multiply-add per vector of
+// group sums.
 //
-// A format delivers units of 256 weights:  weight = scale * code - min,  code in 0..kMaxCode, groups of kGroup weights.
-// Reducing the four product vectors gives 16 lanes: for groups of 16, lane 4 i + j is group 4 j + i; for groups of 32 it
-// is half of the sum of group 2 j + i / 2.
+// A format delivers units of 256 weights:  weight = scale * code - min,  code in 0..kMaxCode,
+// groups of kGroup weights. Reducing the four product vectors gives 16 lanes: for groups of 16,
+// lane 4 i + j is group 4 j + i; for groups of 32 it is half of the sum of group 2 j + i / 2.
 #pragma once
 
 #include <immintrin.h>
@@ -21,19 +22,14 @@ struct Unit {
   __m512 mins;    // natural order; for groups of 32 the upper eight are zero
 };
 
-HK2_INLINE __m512i lanes_of_groups_32() {
-  return _mm512_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6, 1, 3, 5, 7, 1, 3, 5, 7);
-}
-HK2_INLINE __m512i lanes_of_groups_16() {
-  return _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-}
-// The activation block (of 32) to which the 16-wide group of each lane belongs.
-HK2_INLINE __m512i blocks_of_groups_16() {
+// The activation block, of the unit's eight, to which each reduced lane belongs.
+HK2_INLINE __m512i block_of_lane() {
   return _mm512_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6, 1, 3, 5, 7, 1, 3, 5, 7);
 }
 
-// Sums each 128-bit lane of the four vectors: lane 4 i + j of the result is the sum of lane i of p[j]. Small codes allow
-// the cheaper way through 16-bit lanes: a 32-bit lane holds four products of at most kMaxCode * 127.
+// Sums each 128-bit lane of the four vectors: lane 4 i + j of the result is the sum of lane i of
+// p[j]. Small codes allow the cheaper way through 16-bit lanes: a 32-bit lane holds four products
+// of at most kMaxCode * 127.
 template <int MaxCode>
 HK2_INLINE __m512i reduce(const __m512i p[4]) {
   const __m512i ones = _mm512_set1_epi16(1);
@@ -45,12 +41,15 @@ HK2_INLINE __m512i reduce(const __m512i p[4]) {
     return _mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(fa, fb, 0x88)),
                             _mm512_castps_si512(_mm512_shuffle_ps(fa, fb, 0xdd)));
   }
-  const __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(p[0], p[1]), _mm512_unpackhi_epi32(p[0], p[1]));
-  const __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(p[2], p[3]), _mm512_unpackhi_epi32(p[2], p[3]));
+  const __m512i a =
+      _mm512_add_epi32(_mm512_unpacklo_epi32(p[0], p[1]), _mm512_unpackhi_epi32(p[0], p[1]));
+  const __m512i b =
+      _mm512_add_epi32(_mm512_unpacklo_epi32(p[2], p[3]), _mm512_unpackhi_epi32(p[2], p[3]));
   return _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
 }
 
-// Format: kGroup (16 or 32), kMaxCode, kBlock (weights), kBlockBytes, `static Unit load(const uint8_t*)`.
+// Format: kGroup (16 or 32), kMaxCode, kBlock (weights), kBlockBytes, `static Unit load(const
+// uint8_t*)`.
 template <class Format>
 struct QuantisedRow {
   static constexpr int kUnitBytes = kUnit / Format::kBlock * Format::kBlockBytes;
@@ -64,30 +63,33 @@ struct QuantisedRow {
     const int8_t* codes = x.codes + unit * kUnit;
     __m512i p[4];
     for (int j = 0; j < 4; ++j)
-      p[j] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w.codes[j], _mm512_load_si512(codes + 64 * j));
-    const __m512i order = Format::kGroup == 16 ? blocks_of_groups_16() : lanes_of_groups_32();
-    const __m512 scales = _mm512_permutexvar_ps(order, _mm512_loadu_ps(x.scales + unit * 8));
+      p[j] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w.codes[j],
+                                 _mm512_load_si512(codes + 64 * j));
+    const __m512 scales =
+        _mm512_permutexvar_ps(block_of_lane(), _mm512_loadu_ps(x.scales + unit * 8));
     const __m512 products = _mm512_cvtepi32_ps(reduce<Format::kMaxCode>(p));
     sum.products = _mm512_fmadd_ps(_mm512_mul_ps(w.scales, scales), products, sum.products);
     const float* sums = Format::kGroup == 16 ? x.half_sums + unit * 16 : x.sums + unit * 8;
     if (Format::kGroup == 16) {
       sum.offsets = _mm512_fmadd_ps(w.mins, _mm512_loadu_ps(sums), sum.offsets);
     } else {
-      sum.offsets = _mm512_castps256_ps512(_mm256_fmadd_ps(_mm512_castps512_ps256(w.mins), _mm256_loadu_ps(sums),
+      sum.offsets = _mm512_castps256_ps512(_mm256_fmadd_ps(_mm512_castps512_ps256(w.mins),
+                                                           _mm256_loadu_ps(sums),
                                                            _mm512_castps512_ps256(sum.offsets)));
     }
   }
 
   static HK2_INLINE float total(const Sum& sum) {
-    const float offsets = Format::kGroup == 16 ? _mm512_reduce_add_ps(sum.offsets)
-                                               : _mm512_reduce_add_ps(_mm512_zextps256_ps512(
-                                                     _mm512_castps512_ps256(sum.offsets)));
+    const float offsets =
+        Format::kGroup == 16
+            ? _mm512_reduce_add_ps(sum.offsets)
+            : _mm512_reduce_add_ps(_mm512_zextps256_ps512(_mm512_castps512_ps256(sum.offsets)));
     return _mm512_reduce_add_ps(sum.products) - offsets;
   }
 
   template <int N>
-  static void dot(const uint8_t* row, const uint8_t* ahead, int64_t cols, const ActivationRow* x, float* y,
-                  int64_t y_stride) {
+  static void dot(const uint8_t* row, const uint8_t* ahead, int64_t cols, const ActivationRow* x,
+                  float* y, int64_t y_stride) {
     Sum sum[N];
     for (int i = 0; i < N; ++i) sum[i] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
     const int64_t units = cols / kUnit;
@@ -99,7 +101,8 @@ struct QuantisedRow {
     const int64_t rest = cols % kUnit;
     if (rest) {  // zero blocks fill the last unit; the activations are padded with zeros
       alignas(64) uint8_t tail[kUnitBytes] = {};
-      memcpy(tail, row + units * kUnitBytes, static_cast<size_t>(rest / Format::kBlock * Format::kBlockBytes));
+      memcpy(tail, row + units * kUnitBytes,
+             static_cast<size_t>(rest / Format::kBlock * Format::kBlockBytes));
       const Unit w = Format::load(tail);
       for (int i = 0; i < N; ++i) add(w, x[i], units, sum[i]);
     }
@@ -107,7 +110,8 @@ struct QuantisedRow {
   }
 };
 
-// 32 bytes of nibbles become 64 codes: low nibbles in the lower half of the vector, high nibbles in the upper half.
+// 32 bytes of nibbles become 64 codes: low nibbles in the lower half of the vector, high nibbles in
+// the upper half.
 HK2_INLINE __m512i spread_nibbles(__m512i twice) {
   const __m512i shifts = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(4), 1);
   return _mm512_and_si512(_mm512_srlv_epi16(twice, shifts), _mm512_set1_epi8(15));

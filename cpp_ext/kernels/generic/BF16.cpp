@@ -6,7 +6,9 @@ namespace {
 
 struct Format {
   using Stored = uint16_t;
-  static float to_float(Stored stored) { return float_from_bits(static_cast<uint32_t>(stored) << 16); }
+  static float to_float(Stored stored) {
+    return float_from_bits(static_cast<uint32_t>(stored) << 16);
+  }
 };
 
 }  // namespace

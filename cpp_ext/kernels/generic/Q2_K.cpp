@@ -1,4 +1,5 @@
-// Q2_K: w = d * scale * q - dmin * min per group of 16; scale (low) and min (high) in 4 bits, q in 0..3.
+// Q2_K: w = d * scale * q - dmin * min per group of 16; scale (low) and min (high) in 4 bits, q in
+// 0..3.
 #include "scalar.h"
 
 namespace hk2 {

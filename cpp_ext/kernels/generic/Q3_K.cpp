@@ -1,4 +1,5 @@
-// Q3_K: w = d * (scale - 32) * q per group of 16; 6-bit scales, q in -4..3 from two bits and a mask bit.
+// Q3_K: w = d * (scale - 32) * q per group of 16; 6-bit scales, q in -4..3 from two bits and a mask
+// bit.
 #include "scalar.h"
 
 namespace hk2 {

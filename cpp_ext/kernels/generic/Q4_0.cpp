@@ -1,4 +1,5 @@
-// Q4_0: w = d * (q - 8), q in 0..15. Byte i holds weight i (low nibble) and weight i + 16 (high nibble).
+// Q4_0: w = d * (q - 8), q in 0..15. Byte i holds weight i (low nibble) and weight i + 16 (high
+// nibble).
 #include "scalar.h"
 
 namespace hk2 {

@@ -1,4 +1,5 @@
-// Q5_0: w = d * (q - 16), q in 0..31. Low four bits as in Q4_0; bit i of the 32-bit word qh is weight i's fifth.
+// Q5_0: w = d * (q - 16), q in 0..31. Low four bits as in Q4_0; bit i of the 32-bit word qh is
+// weight i's fifth.
 #include "scalar.h"
 
 namespace hk2 {

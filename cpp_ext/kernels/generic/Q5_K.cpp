@@ -1,4 +1,5 @@
-// Q5_K: w = d * scale * q - dmin * min per group of 32; as Q4_K, bit g of qh[i] is the fifth bit in group g.
+// Q5_K: w = d * scale * q - dmin * min per group of 32; as Q4_K, bit g of qh[i] is the fifth bit in
+// group g.
 #include "scalar.h"
 
 namespace hk2 {

@@ -14,8 +14,8 @@ struct Format {
       out.scales[g] = d * static_cast<float>(block.scales[g]);
       out.mins[g] = 0;
     }
-    // Each half of the block: low nibbles of 64 bytes are weights 0..63, high nibbles 64..127; bits 2j..2j+1 of byte i
-    // of the 32 upper bytes belong to weight 32 j + i.
+    // Each half of the block: low nibbles of 64 bytes are weights 0..63, high nibbles 64..127; bits
+    // 2j..2j+1 of byte i of the 32 upper bytes belong to weight 32 j + i.
     for (int i = 0; i < 256; ++i) {
       const int half = i / 128, k = i % 128;
       const int low = block.ql[half * 64 + k % 64] >> (k / 64 * 4) & 15;

@@ -6,9 +6,11 @@
 namespace hk2 {
 namespace {
 
-constexpr float kTiny = 1e-30f;  // below this the inverse scale overflows; such a block counts as zero
+constexpr float kTiny =
+    1e-30f;  // below this the inverse scale overflows; such a block counts as zero
 
-void quantise(const float* x, int64_t blocks, int8_t* codes, float* scales, float* sums, float* half_sums) {
+void quantise(const float* x, int64_t blocks, int8_t* codes, float* scales, float* sums,
+              float* half_sums) {
   for (int64_t b = 0; b < blocks; ++b, x += kActivationBlock, codes += kActivationBlock) {
     // Magnitudes compared as integers, so that a NaN, larger than any number, reaches the scale.
     uint32_t largest = 0;

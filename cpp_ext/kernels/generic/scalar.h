@@ -1,7 +1,7 @@
 // The loops shared by the generic kernels, which are the specification of every type.
 //
-// A quantised format only says how one block becomes codes, scales and minima: weight[i] = scale * code - min of its
-// group. A float format only says how one weight becomes a float32.
+// A quantised format only says how one block becomes codes, scales and minima: weight[i] = scale *
+// code - min of its group. A float format only says how one weight becomes a float32.
 #pragma once
 
 #include <stdint.h>
@@ -20,7 +20,8 @@ inline float float_from_bits(uint32_t bits) {
 }
 
 inline float half_to_float(uint16_t h) {
-  const uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16, exponent = h >> 10 & 31, mantissa = h & 1023;
+  const uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16, exponent = h >> 10 & 31,
+                 mantissa = h & 1023;
   if (exponent == 31) return float_from_bits(sign | 0x7f800000 | mantissa << 13);
   if (exponent != 0) return float_from_bits(sign | (exponent + 112) << 23 | mantissa << 13);
   const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;  // subnormal
@@ -104,12 +105,14 @@ struct QuantisedKernel {
 template <class Format>
 struct FloatKernel {
   using Stored = typename Format::Stored;
-  static constexpr int kLanes = 8;  // independent partial sums, so that the loop vectorises without -ffast-math
+  static constexpr int kLanes =
+      8;  // independent partial sums, so that the loop vectorises without -ffast-math
 
   static void multiply(const Multiply& call) {
     for (int64_t r = 0; r < call.rows; ++r)
       for (int64_t t = 0; t < call.tokens; ++t)
-        call.y[t * call.y_stride + r] = dot(call.weights + r * call.row_bytes, call.x[t].values, call.cols);
+        call.y[t * call.y_stride + r] =
+            dot(call.weights + r * call.row_bytes, call.x[t].values, call.cols);
   }
 
   static void dequantise(const uint8_t* data, int64_t n, float* out) {
@@ -139,10 +142,10 @@ struct FloatKernel {
 }  // namespace hk2
 
 // The object's one exported symbol.
-#define HK2_EXPORT(quant, KernelClass)                                                             \
-  namespace hk2 {                                                                                  \
-  namespace {                                                                                      \
-  const Kernel kKernel = {KernelClass::multiply, KernelClass::dequantise};                         \
-  }                                                                                                \
-  }                                                                                                \
+#define HK2_EXPORT(quant, KernelClass)                                     \
+  namespace hk2 {                                                          \
+  namespace {                                                              \
+  const Kernel kKernel = {KernelClass::multiply, KernelClass::dequantise}; \
+  }                                                                        \
+  }                                                                        \
   extern "C" const hk2::Kernel* hk2_generic_##quant() { return &hk2::kKernel; }
