@@ -15,7 +15,6 @@ from pathlib import Path
 import click
 
 from hybrid_k2.backends.registry import cpu_extension
-from hybrid_k2.config import RuntimeConfig
 from hybrid_k2.errors import HybridK2Error
 from hybrid_k2.rules import Hardware, choose_rules, format_size, probe_hardware
 
@@ -136,6 +135,9 @@ def check_kernels() -> Iterator[Check]:
     extension = cpu_extension()
     if extension is None:
         return
+    # Not at the top: `hybrid-k2 --help`, which lists this command, need not load numpy.
+    from hybrid_k2.config import RuntimeConfig
+
     try:
         runtime = RuntimeConfig.from_env()
         kernels = extension.Kernels(runtime.tier)

@@ -11,8 +11,6 @@ from pathlib import Path
 import click
 
 from hybrid_k2 import demo_model
-from hybrid_k2.checkpoint import open_checkpoint
-from hybrid_k2.config import RuntimeConfig
 from hybrid_k2.rules import Gpu, Hardware, load_rules, make_plan, parse_size, probe_hardware
 
 EPILOG = """\b
@@ -79,6 +77,10 @@ def command(
     MODEL is a GGUF file, the first file of a split set, or a directory of them; without it, the
     demo model. Nothing is loaded. Exit code 2 where the rules are wrong or the plan does not fit.
     """
+    # Not at the top: `hybrid-k2 --help`, which lists this command, need not load numpy.
+    from hybrid_k2.checkpoint import open_checkpoint
+    from hybrid_k2.config import RuntimeConfig
+
     if model and gguf_path:
         raise click.UsageError("give MODEL or --gguf-path, not both")
     hardware = _assume(probe_hardware(), assume_ram, assume_vram, ram_bandwidth)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
+from typing import Self
 
 from hybrid_k2.backends.registry import cpu_extension
 
@@ -107,7 +108,7 @@ class _Cgroups:
     cpu_quotas: list[float] = field(default_factory=list)
 
     @classmethod
-    def read(cls, root: Path) -> "_Cgroups":
+    def read(cls, root: Path) -> Self:
         groups = cls()
         mount = root / "sys/fs/cgroup"
         for line in _read(root / "proc/self/cgroup").splitlines():

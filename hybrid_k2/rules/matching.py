@@ -4,15 +4,20 @@ Owns the order of rules and the errors that need the model to see: a rule that m
 that earlier rules shadow, a layer the model does not have, a backend on a class it cannot serve.
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from hybrid_k2.backends.registry import default_placement, find_backend
-from hybrid_k2.checkpoint.modules import ModuleSpec
 from hybrid_k2.errors import BadInputError, RuleError
 from hybrid_k2.rules.patterns import SECONDS
 from hybrid_k2.rules.schema import Placement, Rule, RuleSet
+
+if TYPE_CHECKING:
+    from hybrid_k2.checkpoint.modules import ModuleSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,13 @@ Owns the totals and their comparison with what the machine has. What does not fi
 names the rule to blame and what to change. Loads nothing; how a plan looks is table.py's business.
 """
 
+from __future__ import annotations
+
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hybrid_k2.backends.footprint import (
     CUDA_CONTEXT_BYTES,
@@ -18,14 +20,16 @@ from hybrid_k2.backends.footprint import (
     footprint,
 )
 from hybrid_k2.backends.registry import BACKENDS
-from hybrid_k2.checkpoint.modules import ModuleSpec
-from hybrid_k2.config import K2Config, RuntimeConfig
 from hybrid_k2.errors import PlanError
 from hybrid_k2.rules.hardware import Hardware
 from hybrid_k2.rules.matching import Assignment, assign
 from hybrid_k2.rules.schema import RuleSet
 from hybrid_k2.rules.sizes import format_size
 from hybrid_k2.rules.table import plan_dict, plan_table
+
+if TYPE_CHECKING:
+    from hybrid_k2.checkpoint.modules import ModuleSpec
+    from hybrid_k2.config import K2Config, RuntimeConfig
 
 log = logging.getLogger(__name__)
 

@@ -4,6 +4,8 @@ Owns the format described in optimize_rules/README.md. Knows nothing of models: 
 matches anything is matching.py's question; of KTransformers' format only how to recognise it.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
@@ -87,7 +89,7 @@ def parse_rules(root: Node, file: str) -> RuleSet:
     return RuleSet(file, tuple(_rule(reader, item) for item in items), **options)
 
 
-def _rule(reader: "Reader", node: Node) -> Rule:
+def _rule(reader: Reader, node: Node) -> Rule:
     item = reader.mapping(node, ("match", "replace"), "a rule")
     for key in ("match", "replace"):
         if key not in item:
@@ -106,7 +108,7 @@ def _rule(reader: "Reader", node: Node) -> Rule:
     return Rule(node.line, _placements(reader, item["replace"], classes), name, classes, layers)
 
 
-def _classes(reader: "Reader", node: Node) -> tuple[str, ...]:
+def _classes(reader: Reader, node: Node) -> tuple[str, ...]:
     text = reader.typed(node, str, "class")
     classes = tuple(part.strip() for part in text.split("|"))
     for name in classes:
@@ -115,7 +117,7 @@ def _classes(reader: "Reader", node: Node) -> tuple[str, ...]:
     return classes
 
 
-def _placements(reader: "Reader", node: Node, classes: tuple[str, ...]) -> dict[str, Placement]:
+def _placements(reader: Reader, node: Node, classes: tuple[str, ...]) -> dict[str, Placement]:
     replace = reader.mapping(node, ("backend", "kwargs"), "replace")
     if "backend" not in replace:
         raise reader.error(node, f"`replace:` has no `backend:` (known: {', '.join(BACKENDS)})")

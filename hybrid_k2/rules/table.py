@@ -3,6 +3,8 @@
 Owns the look and `SCHEMA_VERSION`; decides nothing.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 
 
-def plan_table(plan: "Plan") -> str:
+def plan_table(plan: Plan) -> str:
     """Lines of modules, backend, stored types, bytes, rule; then totals and notes."""
     rows = [("modules", "backend", "stored as", "bytes", "rule")]
     rows += [_row(plan, entries) for entries in _alike(plan.entries)]
@@ -25,7 +27,7 @@ def plan_table(plan: "Plan") -> str:
     return "\n".join([*lines, "", *_totals(plan), *(f"note: {note}" for note in plan.notes)])
 
 
-def plan_dict(plan: "Plan") -> dict[str, Any]:
+def plan_dict(plan: Plan) -> dict[str, Any]:
     """Every module and total; sizes in bytes."""
     return {
         "schema_version": SCHEMA_VERSION,
@@ -61,7 +63,7 @@ def plan_dict(plan: "Plan") -> dict[str, Any]:
     }
 
 
-def _alike(entries: Iterable["PlanEntry"]) -> list[list["PlanEntry"]]:
+def _alike(entries: Iterable[PlanEntry]) -> list[list[PlanEntry]]:
     """Groups the same part of different layers that is placed by the same rule in the same way."""
     groups: dict[tuple[Any, ...], list[PlanEntry]] = {}
     for entry in entries:
@@ -70,13 +72,13 @@ def _alike(entries: Iterable["PlanEntry"]) -> list[list["PlanEntry"]]:
     return list(groups.values())
 
 
-def _template(entry: "PlanEntry") -> str:
+def _template(entry: PlanEntry) -> str:
     """The module's name with `{}` for its layer."""
     layer = entry.module.layer_idx
     return entry.module.name.replace(f".{layer}.", ".{}.", 1)
 
 
-def _row(plan: "Plan", entries: list["PlanEntry"]) -> tuple[str, str, str, str, str]:
+def _row(plan: Plan, entries: list[PlanEntry]) -> tuple[str, str, str, str, str]:
     first = entries[0]
     layers = [entry.module.layer_idx for entry in entries if entry.module.layer_idx is not None]
     name = first.module.name
@@ -87,7 +89,7 @@ def _row(plan: "Plan", entries: list["PlanEntry"]) -> tuple[str, str, str, str, 
     return name, f"{first.backend} {kwargs}".strip(), types, _bytes(entries), plan.where(first)
 
 
-def _types(entries: Iterable["PlanEntry"]) -> list[str]:
+def _types(entries: Iterable[PlanEntry]) -> list[str]:
     """Stored types in order of first use."""
     return list(
         dict.fromkeys(
@@ -96,7 +98,7 @@ def _types(entries: Iterable["PlanEntry"]) -> list[str]:
     )
 
 
-def _bytes(entries: list["PlanEntry"]) -> str:
+def _bytes(entries: list[PlanEntry]) -> str:
     """`570.8 GB mapped`, `4.3 GB cuda:0 (2.3 GB KV)`."""
     totals = {"mapped": 0, "RAM": 0}
     for entry in entries:
@@ -109,7 +111,7 @@ def _bytes(entries: list["PlanEntry"]) -> str:
     return " + ".join(parts) + (f" ({format_size(kv)} KV)" if kv else "")
 
 
-def _totals(plan: "Plan") -> list[str]:
+def _totals(plan: Plan) -> list[str]:
     needed = plan.mapped_bytes + plan.ram_bytes
     lines = [
         f"RAM     {format_size(needed)} of {format_size(plan.ram_limit)} available: "

@@ -6,6 +6,7 @@ YAML resolves silently. Knows nothing of rules.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import yaml
 
@@ -14,14 +15,15 @@ from hybrid_k2.errors import RuleError
 MAX_BYTES = 64 << 10  # KTransformers' largest, for 8 GPUs, has 20 KB
 _MAX_DEPTH = 12
 
-Value = "str | int | float | bool | None | list[Node] | dict[str, Node]"
-
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A value and where it stands; `text` is a scalar as written (`010`, not 8)."""
+    """A value and where it stands; `text` is a scalar as written (`010`, not 8).
 
-    value: Value
+    value: str, int, float, bool, None, list[Node] or dict[str, Node].
+    """
+
+    value: Any
     line: int
     text: str = ""
     key_line: int = 0
