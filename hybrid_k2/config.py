@@ -245,14 +245,13 @@ class RuntimeConfig:
     def __post_init__(self) -> None:
         minimums = {"context": 0, "prefill_chunk": 1, "num_threads": 0, "max_sequences": 1}
         for name, minimum in minimums.items():
-            if not minimum <= getattr(self, name) <= MAX_COUNT:
-                raise BadInputError(
-                    f"{name} is {getattr(self, name)}; give {minimum} to {MAX_COUNT}"
-                )
+            value = getattr(self, name)
+            if not isinstance(value, int) or not minimum <= value <= MAX_COUNT:
+                raise BadInputError(f"{name} is {value!r}; give {minimum} to {MAX_COUNT}")
         for name in ("vram_bytes", "ram_bytes"):
             value = getattr(self, name)
-            if value is not None and value < 0:
-                raise BadInputError(f"{name} is {value}; give a number of bytes, 0 or more")
+            if value is not None and (not isinstance(value, int) or value < 0):
+                raise BadInputError(f"{name} is {value!r}; give a number of bytes, 0 or more")
 
     @property
     def resolved_threads(self) -> int:
@@ -314,10 +313,10 @@ def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
+        quota, period = map(int, (cgroup / "cpu.max").read_text().split())
     except (OSError, ValueError):
-        return cores  # no cgroup v2 here: nothing limits the mask
-    return cores if quota == "max" else max(1, min(cores, math.ceil(int(quota) / int(period))))
+        return cores  # no cgroup v2 here, or its quota is "max": nothing limits the mask
+    return max(1, min(cores, math.ceil(quota / max(period, 1))))
 
 
 class _Keys:

@@ -252,6 +252,7 @@ def test_bytes_per_token_count_a_row_and_the_chosen_experts(tmp_path: Path) -> N
     assert per_class["Linear"] == config.vocab_size * row  # the last one, the head
 
 
+@pytest.mark.slow
 def test_the_float32_weights_load_into_transformers(tmp_path: Path) -> None:
     import torch
 

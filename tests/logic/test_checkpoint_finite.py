@@ -11,7 +11,7 @@ from hybrid_k2.checkpoint import finite, open_checkpoint
 from hybrid_k2.quant import FORMATS, QuantFormat, StoredTensor
 
 EVERY_FORMAT = pytest.mark.parametrize("quant", FORMATS.values(), ids=list(FORMATS))
-NUM_BLOCKS = 1000
+NUM_BLOCKS = 200
 
 
 def tensor_of(quant: QuantFormat) -> StoredTensor:

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from gguf_factory import hf_config, tiny_config
 
-from hybrid_k2.config import K2Config, RuntimeConfig, YarnConfig, usable_cores
+from hybrid_k2.config import (
+    K2Config,
+    RuntimeConfig,
+    YarnConfig,
+    state_dir,
+    usable_cores,
+    wants_colour,
+)
 from hybrid_k2.errors import BadInputError, ModelFileError
 
 # reference values of the K2 family's softmax scale, by YaRN factor
@@ -245,16 +252,41 @@ def test_a_bad_runtime_value_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadInputError, match="HYBRID_K2_THREADS='many'"):
         RuntimeConfig.from_env()
     monkeypatch.delenv("HYBRID_K2_THREADS")
-    for bad in ({"context": -1}, {"prefill_chunk": 0}, {"vram_bytes": -1}, {"colour": 1}):
+    for bad in (
+        {"context": -1},
+        {"prefill_chunk": 0},
+        {"vram_bytes": -1},
+        {"context": "8k"},
+        {"colour": 1},
+    ):
         with pytest.raises(BadInputError, match=next(iter(bad))):
             RuntimeConfig.from_env(**bad)
 
 
 @pytest.mark.parametrize(
-    ("text", "limit"), [("max 100000", None), ("150000 100000", 2), ("10000 100000", 1), ("", None)]
+    ("text", "limit"),
+    [("max 100000", None), ("150000 100000", 2), ("10000 100000", 1), ("nonsense 1", None)],
 )
 def test_threads_respect_the_containers_quota(tmp_path: Path, text: str, limit: int | None) -> None:
     (tmp_path / "cpu.max").write_text(text)
     everything = usable_cores(tmp_path / "absent")
     assert everything >= 1
     assert usable_cores(tmp_path) == min(everything, limit or everything)
+
+
+def test_state_lies_where_the_xdg_rules_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", "/somewhere")
+    assert state_dir() == Path("/somewhere/hybrid-k2")
+    monkeypatch.setenv("XDG_STATE_HOME", "relative")
+    assert state_dir() == Path.home() / ".local" / "state" / "hybrid-k2"
+
+
+def test_no_color_and_a_dumb_terminal_turn_colour_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "")
+    assert wants_colour()
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not wants_colour()
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("TERM", "dumb")
+    assert not wants_colour()
