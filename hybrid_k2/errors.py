@@ -37,6 +37,19 @@ class RequestError(BadInputError):
     """A generation request is out of range: a prompt longer than the context, a token id beyond the vocabulary."""
 
 
+class ContextLengthError(RequestError):
+    """The prompt does not fit the context; clients match this wording to compact a conversation."""
+
+    def __init__(self, num_tokens: int, context: int) -> None:
+        super().__init__(
+            f"This model's maximum context length is {context} tokens. However, your request "
+            f"resulted in {num_tokens} tokens "
+            f"(prompt is too long: {num_tokens} tokens > {context} maximum)."
+        )
+        self.num_tokens = num_tokens
+        self.context = context
+
+
 class MissingPackageError(BadInputError):
     """An optional package is needed for what was asked; the message has the pip command."""
 
