@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
+
 from hybrid_k2.cli.chat_reader import open_reader
 from hybrid_k2.cli.chat_session import Answer, ChatSession
 from hybrid_k2.cli.chat_terminal import AnswerPrinter, ChatTerminal, describe
 from hybrid_k2.cli.loading_bar import LoadingBar
-
 from hybrid_k2.config import RuntimeConfig, state_dir, wants_colour
-from hybrid_k2.errors import BadInputError
+from hybrid_k2.errors import BadInputError, ContextLengthError
 from hybrid_k2.text import ChatTemplate
 from hybrid_k2.text.chat_template import VARIANTS
 
@@ -44,9 +44,9 @@ _MAX_CONTEXT = 262_144  # of every K2 so far; used where the model says its own,
 @click.option("--prompt-file", type=click.Path(path_type=Path), help="As --prompt, from a file.")
 @click.option("--system", help="System prompt in place of the template's own.")
 @click.option("--temperature", type=float, help="0 is greedy. [default: the model's, 0.6 or 1.0]")
-@click.option("--top-p", type=float, default=1.0, show_default=True)
-@click.option("--top-k", type=int, default=0, show_default=True, help="0 is off.")
-@click.option("--min-p", type=float, default=0.0, show_default=True)
+@click.option("--top-p", type=float, default=1.0, help="Keep the likeliest up to this total.")
+@click.option("--top-k", type=int, default=0, help="Keep this many of the likeliest; 0 is all.")
+@click.option("--min-p", type=float, default=0.0, help="Keep what has this share of the best.")
 @click.option("--seed", type=int, help="The same seed gives the same answer.")
 @click.option("--max-tokens", type=int, help="Most tokens of an answer. [default: the context]")
 @click.option("--stop", multiple=True, help="End the answer before this text; repeatable.")
@@ -61,7 +61,7 @@ _MAX_CONTEXT = 262_144  # of every K2 so far; used where the model says its own,
 )
 @click.option("--context", type=int, help="Tokens of prompt and answers; 0 is the model's most.")
 @click.option("--threads", type=int, help="CPU threads. [default: the cores this may use]")
-@click.option("--template", type=click.Choice(list(VARIANTS)), help="[default: as the model says]")
+@click.option("--template", type=click.Choice(list(VARIANTS)), help="[default: what the model has]")
 @click.option("--no-history", is_flag=True, help="Keep no file of what is typed.")
 @click.option("--json", "as_json", is_flag=True, help="One-shot: one object with text and figures.")
 def command(
@@ -126,10 +126,15 @@ def command(
             click.echo(engine.notice, err=True)
         if is_interactive:
             _chat(session, no_history)
-        elif as_json:
-            click.echo(json.dumps(_answer_as_json(session, question, load_s), ensure_ascii=False))
-        else:
-            _answer(session, question)
+            return
+        try:
+            if as_json:
+                document = _answer_as_json(session, question, load_s)
+                click.echo(json.dumps(document, ensure_ascii=False))
+            else:
+                _answer(session, question)
+        except ContextLengthError as error:
+            raise BadInputError(f"{error} Shorten it or raise --context.") from error
 
 
 def _is_terminal() -> bool:

@@ -73,7 +73,7 @@ class ChatSession:
         """Yields the answer to `text` as it arrives; closing the iterator ends it where it is.
 
         What came out before an interruption stays in the conversation; a question without any
-        answer does not, nor does one whose answer failed. Raises RequestError where the
+        answer does not, nor does one whose answer failed. Raises ContextLengthError where the
         conversation does not fit the context, and whatever the engine raises.
         """
         question = {"role": "user", "content": text}

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TextIO
 
 import click
-from hybrid_k2.cli.chat_session import Answer, ChatSession
 
-from hybrid_k2.errors import HybridK2Error, RequestError
+from hybrid_k2.cli.chat_session import Answer, ChatSession
+from hybrid_k2.errors import ContextLengthError, HybridK2Error
 from hybrid_k2.text import Delta
 
 _FENCE = '"""'
@@ -130,8 +130,8 @@ class ChatTerminal:
         except KeyboardInterrupt:
             self._printer.end()
             _say("(interrupted)")
-        except RequestError as error:
-            _say(f"error: {error}" + (" or /reset" if self._session.messages else ""))
+        except ContextLengthError as error:
+            _say(f"error: {error} Shorten the message, /reset, or start with a larger --context.")
             return
         finally:
             self._printer.end()

@@ -9,7 +9,7 @@ import click
 
 
 class LoadingBar:
-    """Draws a bar for each phase, in bytes. Use as a context manager; call as progress is called."""
+    """A bar for each phase, in bytes. A context manager, called as Engine.open calls progress."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

@@ -131,7 +131,7 @@ class ChatTemplate:
 
         messages: OpenAI's form: role, content (a string, None, or a list of text parts), name,
         reasoning_content, tool_calls, tool_call_id.  tools: OpenAI's list.  Raises TokenizerError
-        naming the message and the key, and RequestError soon after max_tokens is exceeded.
+        naming the message and the key, and ContextLengthError soon after max_tokens is exceeded.
         """
         ids: list[int] = []
         text: list[str] = []

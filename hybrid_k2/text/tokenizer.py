@@ -13,7 +13,7 @@ from typing import Any
 
 import tiktoken
 
-from hybrid_k2.errors import RequestError, TokenizerError
+from hybrid_k2.errors import ContextLengthError, TokenizerError
 from hybrid_k2.text.markers import END_TOKENS
 from hybrid_k2.text.vocabulary import Vocabulary, vocabulary_from_directory, vocabulary_from_gguf
 
@@ -72,24 +72,23 @@ class Tokenizer:
     def encode(self, text: str, max_tokens: int | None = None) -> list[int]:
         """Returns the ids of `text`; a control token spelt in it stays text.
 
-        Lone surrogates become U+FFFD. Raises RequestError as append_to does.
+        Lone surrogates become U+FFFD. Raises ContextLengthError as append_to does.
         """
         ids: list[int] = []
         self.append_to(ids, text, max_tokens)
         return ids
 
     def append_to(self, ids: list[int], text: str, max_tokens: int | None = None) -> None:
-        """Appends the ids of `text`; RequestError as soon as `ids` is known to outgrow max_tokens.
+        """Appends the ids of `text`; ContextLengthError once `ids` must outgrow max_tokens.
 
-        First by the text's size, before any encoding, then piece by piece: the time is bounded by
-        max_tokens, not by what a user sends.
+        That is known from the text's size before any encoding, or else after a few pieces, so the
+        time is bounded by max_tokens and not by what a user sends. The error's number of tokens is
+        then a lower bound.
         """
-        if max_tokens is not None:
-            self.check_length(len(ids) + self.min_tokens(len(text)), max_tokens)
+        _check_length(len(ids) + self.min_tokens(len(text)), max_tokens)
         for piece in _cut(text):
             ids.extend(self._encoding.encode_ordinary(piece))
-            if max_tokens is not None:
-                self.check_length(len(ids), max_tokens)
+            _check_length(len(ids), max_tokens)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of `ids`: control tokens by name, bytes that are not UTF-8 as U+FFFD."""
@@ -119,14 +118,10 @@ class Tokenizer:
         """Returns the fewest tokens that any text of `num_bytes` UTF-8 bytes can have."""
         return -(-num_bytes // self.max_token_bytes)
 
-    @staticmethod
-    def check_length(num_tokens: int, max_tokens: int) -> None:
-        """Raises RequestError if a prompt of at least num_tokens exceeds max_tokens."""
-        if num_tokens > max_tokens:
-            raise RequestError(
-                f"the prompt has at least {num_tokens:,} tokens and {max_tokens:,} are available; "
-                "shorten it or raise the context"
-            )
+
+def _check_length(num_tokens: int, max_tokens: int | None) -> None:
+    if max_tokens is not None and num_tokens > max_tokens:
+        raise ContextLengthError(num_tokens, max_tokens)
 
 
 def _cut(text: str) -> Iterator[str]:

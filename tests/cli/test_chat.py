@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from chat_factory import FakeEngine
 from click.testing import CliRunner, Result
-from hybrid_k2.cli import chat, main
-from hybrid_k2.cli.loading_bar import LoadingBar
 
 import hybrid_k2
+from hybrid_k2.cli import chat, main
+from hybrid_k2.cli.loading_bar import LoadingBar
 from hybrid_k2.errors import NonFiniteError
 
 
@@ -231,7 +231,8 @@ def test_a_prompt_file_that_cannot_be_read_is_named(opener: Opener, tmp_path: Pa
 def test_a_prompt_longer_than_the_context_is_refused_with_numbers(opener: Opener) -> None:
     result = run("-p", "word " * 300)
     assert result.exit_code == 2
-    assert "512" in result.stderr
+    assert "maximum context length is 512 tokens" in result.stderr
+    assert "--context" in result.stderr
     assert (result.stdout, opener.engine.prompts) == ("", [])
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from chat_factory import FakeEngine
-from hybrid_k2.cli.chat_session import ChatSession
 
+from hybrid_k2.cli.chat_session import ChatSession
 from hybrid_k2.engine.sampling_params import SamplingParams
 from hybrid_k2.errors import BadInputError, HybridK2Error, RequestError
 from hybrid_k2.text.chat_template import DEFAULT_SYSTEM

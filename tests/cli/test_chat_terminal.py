@@ -1,4 +1,4 @@
-"""The interactive chat, lines given by the test and the engine a fake; and where lines come from."""
+"""The interactive chat, its lines given by the test, its engine a fake; and the source of lines."""
 
 import io
 import stat
@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from chat_factory import FakeEngine
+
 from hybrid_k2.cli.chat_reader import open_reader
 from hybrid_k2.cli.chat_session import ChatSession
 from hybrid_k2.cli.chat_terminal import HELP, AnswerPrinter, ChatTerminal, read_message
-
 from hybrid_k2.engine.sampling_params import SamplingParams
 from hybrid_k2.errors import HybridK2Error
 from hybrid_k2.text import Delta

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_factory import CONTROL_NAMES, CORPUS, gguf_metadata, small_vocabulary, write_directory
 
-from hybrid_k2.errors import RequestError, TokenizerError
+from hybrid_k2.errors import ContextLengthError, TokenizerError
 from hybrid_k2.text import Tokenizer
 from hybrid_k2.text.tokenizer import SPLIT_PATTERN
 from hybrid_k2.text.vocabulary import Vocabulary, vocabulary_from_directory
@@ -273,7 +273,7 @@ def test_a_megabyte_takes_little_time_whatever_it_holds(small: Tokenizer, char: 
 def test_a_text_longer_than_allowed_is_refused_by_its_size(small: Tokenizer) -> None:
     text = "a" * 200_000_000
     began = time.process_time()
-    with pytest.raises(RequestError, match=r"at least .* tokens and 4,095 are available"):
+    with pytest.raises(ContextLengthError, match=r"maximum context length is 4095 tokens"):
         small.encode(text, max_tokens=4095)
     assert time.process_time() - began < 0.1
 
@@ -282,11 +282,11 @@ def test_a_text_longer_than_allowed_is_refused_before_all_is_encoded(small: Toke
     limit = 200_000
     text = "hello 你 " * (limit // 2)
     assert small.min_tokens(len(text)) <= limit < len(small.encode(text))
-    with pytest.raises(RequestError, match="200,000 are available"):
+    with pytest.raises(ContextLengthError, match="length is 200000 tokens"):
         small.encode(text, max_tokens=limit)
     ids = small.encode(CORPUS)
     assert small.encode(CORPUS, max_tokens=len(ids)) == ids
-    with pytest.raises(RequestError):
+    with pytest.raises(ContextLengthError):
         small.encode(CORPUS, max_tokens=len(ids) - 1)
 
 
