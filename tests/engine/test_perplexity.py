@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from hybrid_k2.cli.perplexity import command, measure
 
+from hybrid_k2.cli.perplexity import command, measure
 from hybrid_k2.errors import BadInputError
 
 VOCAB_SIZE = 16

@@ -60,6 +60,7 @@ def assert_openai_error(answer):
         b'"hello"',
         b'{"messages": NaN}',
         b'{"temperature": Infinity, "messages": [{"role": "user", "content": "x"}]}',
+        json.dumps({**HELLO, "metadata": float("nan")}).encode(),
         b'{"seed": ' + b"9" * 10_000 + b"}",
         b"[" * 200_000,
         b'{"messages": ' + b"[" * 500 + b"]" * 500 + b"}",
