@@ -84,10 +84,11 @@ double read_bandwidth(ThreadPool& pool, int64_t num_bytes, int64_t repeats) {
     lease.run([&](int worker) {
       const Share share(lines, worker, lease.workers());
       uint64_t sum[8] = {};
-      for (const uint64_t *word = words + share.begin * 8, *end = words + share.end * 8; word < end;
-           word += 8)
+      const uint64_t* end = words + share.end * 8;
+      for (const uint64_t* word = words + share.begin * 8; word < end; word += 8) {
         __builtin_prefetch(word + kAheadWords, 0, 3);
-      for (int j = 0; j < 8; ++j) sum[j] += word[j];
+        for (int j = 0; j < 8; ++j) sum[j] += word[j];
+      }
       uint64_t total = 0;
       for (uint64_t part : sum) total += part;
       sink += total;
