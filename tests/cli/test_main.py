@@ -116,7 +116,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_help_costs_no_heavy_import(option: str) -> None:
-    heavy = "torch numpy numba fastapi uvicorn prompt_toolkit transformers"
+    heavy = "torch numba fastapi uvicorn prompt_toolkit transformers"
     code = (
         "import sys; from hybrid_k2.cli.main import cli\n"
         f"cli.main(['{option}'], standalone_mode=False)\n"

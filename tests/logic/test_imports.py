@@ -51,6 +51,7 @@ OPTIONAL_PACKAGES = {
     "triton": "kernels",
     "tiktoken": "text",
     "tokenizers": "demo_model",
+    "regex": "rules",
     "yaml": "rules",
     "click": "cli",
     "gguf": "checkpoint quant demo_model",
