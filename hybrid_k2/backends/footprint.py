@@ -23,9 +23,10 @@ _LINEAR_SCRATCH_BYTES = (256 + 128) << 20
 _ATTENTION_SCRATCH_BYTES = 64 << 20
 
 # What a process costs before any weight: Python, torch and the kernels' buffers; a CUDA context
-# with cuBLAS workspaces and the allocator's slack.
+# with cuBLAS workspaces and the allocator's slack. With these, K2's non-routed weights on an H200
+# took 17.3 GB of 17.4 planned (stored, 32K tokens) and 34.2 of 34.5 (bfloat16, 128K).
 PROCESS_RAM_BYTES = 512 << 20
-CUDA_CONTEXT_BYTES = 1 << 30
+CUDA_CONTEXT_BYTES = 3 << 29
 
 
 @dataclass(frozen=True, slots=True)
