@@ -16,8 +16,8 @@ from typing import Any
 
 import click
 import numpy as np
-from hybrid_k2.cli.loading_bar import LoadingBar
 
+from hybrid_k2.cli.loading_bar import LoadingBar
 from hybrid_k2.errors import BadInputError
 
 EPILOG = """\b

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from hybrid_k2.cli.loading_bar import LoadingBar
 
+from hybrid_k2.cli.loading_bar import LoadingBar
 from hybrid_k2.errors import BadInputError, MissingPackageError
 
 if TYPE_CHECKING:
@@ -38,7 +38,13 @@ DRAIN_S = 30
 
 @click.command("serve", epilog=EPILOG, short_help="Serve a model over OpenAI's API.")
 @click.argument("model", required=False, type=click.Path(path_type=Path))
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="Port to listen on; 0 takes a free one.",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--api-key", help="Clients must send it as 'Authorization: Bearer KEY'.")
 @click.option("--insecure", is_flag=True, help="Let other machines in without an --api-key.")

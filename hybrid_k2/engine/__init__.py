@@ -3,9 +3,9 @@
 Knows nothing of text or HTTP, so that all of it is tested with integers.
 """
 
-from hybrid_k2.engine.engine import ContextLengthError, EngineCore
+from hybrid_k2.engine.engine import EngineCore
 from hybrid_k2.engine.sampling_params import SamplingParams
 from hybrid_k2.engine.sequence import StepOutput
 from hybrid_k2.engine.stats import EngineStats
 
-__all__ = ["ContextLengthError", "EngineCore", "EngineStats", "SamplingParams", "StepOutput"]
+__all__ = ["EngineCore", "EngineStats", "SamplingParams", "StepOutput"]

@@ -21,7 +21,7 @@ from hybrid_k2.engine.sampling_params import SamplingParams, shown
 from hybrid_k2.engine.scheduler import Scheduler, Work
 from hybrid_k2.engine.sequence import Sequence, StepOutput
 from hybrid_k2.engine.stats import EngineStats
-from hybrid_k2.errors import NonFiniteError, RequestError
+from hybrid_k2.errors import ContextLengthError, NonFiniteError, RequestError
 
 if TYPE_CHECKING:
     from hybrid_k2.checkpoint import Checkpoint
@@ -30,21 +30,6 @@ if TYPE_CHECKING:
     from hybrid_k2.rules import Plan
 
 log = logging.getLogger(__name__)
-
-
-class ContextLengthError(RequestError):
-    """The prompt does not fit the context. Clients match the wording to compact a conversation, so
-    it stays as it is.
-    """
-
-    def __init__(self, num_tokens: int, context: int) -> None:
-        super().__init__(
-            f"This model's maximum context length is {context} tokens. However, your request "
-            f"resulted in {num_tokens} tokens "
-            f"(prompt is too long: {num_tokens} tokens > {context} maximum)."
-        )
-        self.num_tokens = num_tokens
-        self.context = context
 
 
 class EngineCore:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from hybrid_k2.backends import registry
 from hybrid_k2.backends.context import BackendContext
@@ -34,6 +35,7 @@ def load_model(
     `progress`, or Ctrl-C, ends loading within one chunk.
     """
     report = progress or (lambda phase, done_bytes, total_bytes: None)
+    torch.set_num_threads(runtime.resolved_threads)  # what torch computes obeys the same limit
     kernels = open_cpu_kernels(runtime)
     total_bytes = sum(entry.module.num_bytes for entry in plan.entries)
     done_bytes = 0

@@ -12,8 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from hybrid_k2.engine import ContextLengthError
-from hybrid_k2.errors import BadInputError, HybridK2Error, MissingPackageError, RequestError
+from hybrid_k2.errors import BadInputError, ContextLengthError, HybridK2Error, MissingPackageError
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +79,6 @@ _TABLE: tuple[tuple[type[Exception], Any], ...] = (
     (ApiError, lambda error: error),
     (ContextLengthError, _context_overflow),
     (MissingPackageError, lambda error: server_error(str(error))),
-    (RequestError, lambda error: ApiError(400, str(error))),
     (BadInputError, lambda error: ApiError(400, str(error))),
     (HybridK2Error, lambda error: server_error(str(error))),
     (Exception, lambda error: server_error("internal error; the server's log says more")),

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from engine.fake_model import EOS, VOCAB_SIZE, FakeModel, fake_logits, greedy_tokens
 
-from hybrid_k2.engine import ContextLengthError, EngineCore, SamplingParams
-from hybrid_k2.errors import NonFiniteError, RequestError
+from hybrid_k2.engine import EngineCore, SamplingParams
+from hybrid_k2.errors import ContextLengthError, NonFiniteError, RequestError
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 

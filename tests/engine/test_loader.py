@@ -8,6 +8,8 @@ import pytest
 
 from hybrid_k2.engine import loader
 
+RUNTIME = SimpleNamespace(resolved_threads=1)
+
 
 @pytest.fixture
 def plan(monkeypatch):
@@ -34,19 +36,19 @@ def module(name, num_bytes):
 
 
 def test_every_module_is_built_on_its_planned_backend(plan):
-    config, modules = loader.load_model("config", plan, "runtime")
+    config, modules = loader.load_model("config", plan, RUNTIME)
     assert config == "config"
     assert modules == {"model.a": "backend_a", "model.b": "backend_b", "model.c": "backend_c"}
     name, module_class, tensors, context, kwargs = plan.made[2]
     assert (name, module_class, kwargs) == ("backend_c", "Linear", {"device": "c"})
     assert tensors is plan.entries[2].module.tensors
-    assert (context.config, context.runtime, context.kernels) == ("config", "runtime", "kernels")
+    assert (context.config, context.runtime, context.kernels) == ("config", RUNTIME, "kernels")
     assert context.layer_idx == 3
 
 
 def test_progress_runs_from_nothing_to_every_byte(plan):
     calls = []
-    loader.load_model("config", plan, "runtime", lambda *call: calls.append(call))
+    loader.load_model("config", plan, RUNTIME, lambda *call: calls.append(call))
     done = [done_bytes for _, done_bytes, _ in calls]
     assert done == [0, 4096, 8192, 10_000, 14_096, 15_000]
     assert {(phase, total_bytes) for phase, _, total_bytes in calls} == {("loading", 15_000)}
@@ -58,7 +60,7 @@ def test_what_progress_raises_ends_loading_at_once(plan):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        loader.load_model("config", plan, "runtime", cancel)
+        loader.load_model("config", plan, RUNTIME, cancel)
     assert plan.made == []
 
 

@@ -8,8 +8,8 @@ from engine.test_engine import open_engine
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybrid_k2.engine import ContextLengthError, SamplingParams
-from hybrid_k2.errors import RequestError
+from hybrid_k2.engine import SamplingParams
+from hybrid_k2.errors import ContextLengthError, RequestError
 
 
 def test_a_prompt_of_a_billion_tokens_is_refused_by_its_length_alone():

@@ -10,6 +10,7 @@ import urllib.request
 
 import pytest
 from click.testing import CliRunner
+
 from hybrid_k2.cli import serve as serve_module
 from hybrid_k2.cli.main import cli
 
