@@ -48,7 +48,7 @@ def entry_bytes(plan: Plan, suffix: str) -> int:
 
 
 def test_the_totals_are_kimi_k2s_published_sizes() -> None:
-    plan = plan_k2("1gpu-24gb", context=131072, hardware=gpu(48))
+    plan = plan_k2("1gpu-48gb", context=131072, hardware=gpu(48))
     # at 4.5 bits: all experts 570.76 GB, of which a token reads 11.89 GB; KV 9.21 GB at 128K
     assert entry_bytes(plan, ".mlp.experts") == 570_760_888_320
     assert plan.kv_bytes == 131072 * 70272
