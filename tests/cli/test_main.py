@@ -49,9 +49,11 @@ def _logging_restored():
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.__name__)
 def test_a_known_error_is_one_line_on_stderr_with_its_exit_code(error, run_failing) -> None:
-    result = run_failing(error("K2.gguf: is no GGUF; give one"))
+    message = "K2.gguf: is no GGUF; give one"
+    # __new__ alone: some classes make their message of figures of their own.
+    result = run_failing(error.__new__(error, message))
     assert result.exit_code == error.exit_code in (1, 2)
-    assert result.stderr == "error: K2.gguf: is no GGUF; give one\n"
+    assert result.stderr == f"error: {message}\n"
     assert result.stdout == ""
 
 
@@ -98,7 +100,8 @@ def test_every_commands_help_has_an_example_and_explains_every_option(name: str)
 
 def test_the_readme_lists_exactly_the_commands_there_are(repository: Path) -> None:
     readme = (repository / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `hybrid-k2 (\w+)", readme, re.M)
+    section = readme.partition("## Commands\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `hybrid-k2 (\w+)", section, re.M)
     assert rows == list(main.COMMANDS)
 
 
