@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 import hybrid_k2
 from hybrid_k2.cli import chat, main
 from hybrid_k2.cli.loading_bar import LoadingBar
-from hybrid_k2.errors import NonFiniteError
+from hybrid_k2.errors import BadInputError, NonFiniteError
 
 
 class Opener:
@@ -206,6 +206,16 @@ def test_a_prompt_of_200_mb_is_refused_at_once_by_its_size(
     assert opener.opened == []
 
 
+def test_an_endless_prompt_is_read_no_further_than_the_limit() -> None:
+    class Endless(io.RawIOBase):
+        def read(self, size: int = -1) -> bytes:
+            assert 0 <= size <= 1001
+            return b"a" * size
+
+    with pytest.raises(BadInputError, match="more than 1,000 bytes"):
+        chat._read_at_most(Endless(), 1000, "stdin")
+
+
 @pytest.mark.parametrize(
     ("stdin", "message"),
     [
@@ -248,6 +258,14 @@ def test_json_needs_a_prompt(opener: Opener, monkeypatch: pytest.MonkeyPatch) ->
     result = run("--json")
     assert (result.exit_code, opener.opened) == (2, [])
     assert "--json needs --prompt" in result.stderr
+
+
+@pytest.mark.slow
+def test_the_demo_model_answers_and_says_that_it_is_one() -> None:
+    result = run("-p", "hello", "--max-tokens", "5", "--seed", "1", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["answer_tokens"] <= 5
+    assert "demo model" in result.stderr
 
 
 # Interactive -----------------------------------------------------------------------------------
