@@ -74,8 +74,8 @@ def our_logits(path: Path, token_ids: list[int]) -> np.ndarray:
 
 def both(path: Path, quants) -> tuple[np.ndarray, np.ndarray]:
     tokenizer = gguf_metadata(small_vocabulary())
-    # Where noise has made two experts equally likely, rounding decides. With 8 of 64 chosen and their
-    # sum not magnified by K2's 2.827, one such flip stays small beside what is measured here.
+    # Where noise has made two experts equally likely, rounding decides. With 8 of 64 chosen and
+    # their sum not magnified by K2's 2.827, such a flip is small beside what is measured here.
     config = k_quant_config(n_routed_experts=64, num_experts_per_tok=8, routed_scaling_factor=1.0)
     tiny = write_tiny_k2(path, config, quants=quants, tokenizer=tokenizer)
     token_ids = np.random.default_rng(6).integers(0, tiny.config.vocab_size, POSITIONS).tolist()
