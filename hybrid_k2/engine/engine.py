@@ -81,12 +81,17 @@ class EngineCore:
         """Loads the planned model; `checkpoint` must stay open as long as the engine.
 
         progress: called as (phase, done_bytes, total_bytes) many times a second of loading; what it
-        raises stops it.
+        raises stops it. Raises RequestError where the context is longer than the model's.
         """
         from hybrid_k2.checkpoint.finite import is_finite
         from hybrid_k2.engine.loader import load_model
 
         config = checkpoint.config
+        if runtime.context > config.max_position_embeddings:
+            raise RequestError(
+                f"a context of {runtime.context} tokens is more than this model's "
+                f"{config.max_position_embeddings}; give --context 0 for all of those"
+            )
         return cls(
             load_model(config, plan, runtime, progress),
             vocab_size=config.vocab_size,
@@ -163,7 +168,7 @@ class EngineCore:
         Raises RequestError as submit does, NonFiniteError where one is NaN or infinite.
         """
         token_ids = self._checked_prompt(token_ids, self.context)
-        logits = self._runner.logits(token_ids, self._prefill_chunk)
+        logits = self._opened().logits(token_ids, self._prefill_chunk)
         self._check_finite(logits)
         return logits
 
@@ -173,6 +178,12 @@ class EngineCore:
             self.abort(request_id)
         self._prefix_cache.clear()
         self._runner = None
+
+    def _opened(self) -> Runner:
+        """The runner; RequestError once the engine is closed."""
+        if self._runner is None:
+            raise RequestError("the engine is closed; open another one")
+        return self._runner
 
     def _advance(self) -> None:
         self._admit()
@@ -187,7 +198,7 @@ class EngineCore:
     def _admit(self) -> None:
         for sequence in self._scheduler.admit():
             cache = self._prefix_cache.take(sequence.token_ids)
-            sequence.cache = self._runner.new_cache() if cache is None else cache
+            sequence.cache = self._opened().new_cache() if cache is None else cache
             sequence.num_cached_tokens = sequence.cache.length
             self._stats += EngineStats(cached_tokens=sequence.num_cached_tokens)
 
@@ -197,7 +208,7 @@ class EngineCore:
         """
         lengths = [work.sequence.cache.length for work in batch]
         try:
-            return self._runner.run(batch) if batch else []
+            return [*self._opened().run(batch)] if batch else []
         except Exception as error:
             for work, length in zip(batch, lengths, strict=True):
                 work.sequence.cache.truncate(length)
@@ -275,8 +286,7 @@ class EngineCore:
         return self._checked_prompt(token_ids, self.context - 1)
 
     def _checked_prompt(self, token_ids: TokenIds[int], most_tokens: int) -> list[int]:
-        if self._runner is None:
-            raise RequestError("the engine is closed; open another one")
+        self._opened()
         if len(token_ids) == 0:
             raise RequestError("the prompt is empty; it needs at least one token")
         if len(token_ids) > most_tokens:
@@ -285,7 +295,7 @@ class EngineCore:
             self._check_token_id(token_id)
         return [int(token_id) for token_id in token_ids]
 
-    def _check_token_id(self, token_id: object) -> None:
+    def _check_token_id(self, token_id: Any) -> None:
         is_integer = isinstance(token_id, int | np.integer) and not isinstance(token_id, bool)
         if not is_integer or not 0 <= token_id < self.vocab_size:
             raise RequestError(

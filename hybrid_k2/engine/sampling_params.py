@@ -7,6 +7,7 @@ Owns the ranges and the wording of their errors. Knows nothing of logits, of the
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from hybrid_k2.errors import RequestError
 
@@ -63,13 +64,13 @@ class SamplingParams:
             _check_number(f"logit_bias[{token_id}]", bias, -100, 100)
 
 
-def _check_number(name: str, value: object, low: float, high: float) -> None:
+def _check_number(name: str, value: Any, low: float, high: float) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value) or not low <= value <= high:
         raise RequestError(f"{name} is {shown(value)}; it must be a number from {low} to {high}")
 
 
-def _check_integer(name: str, value: object, low: int, high: int) -> None:
+def _check_integer(name: str, value: Any, low: int, high: int) -> None:
     is_integer = isinstance(value, int) and not isinstance(value, bool)
     if not is_integer or not low <= value <= high:
         raise RequestError(f"{name} is {shown(value)}; it must be an integer from {low} to {high}")
