@@ -11,10 +11,10 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
-from hybrid_k2.cli import main
 
 import hybrid_k2
 from hybrid_k2 import errors
+from hybrid_k2.cli import main
 
 ERRORS = [
     value
