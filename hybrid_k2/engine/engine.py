@@ -135,8 +135,7 @@ class EngineCore:
         return request_id
 
     def step(self) -> list[StepOutput]:
-        """Runs one step and returns what it produced, besides what generate() is reading; empty
-        where nothing runs.
+        """Runs one step and returns what it produced, but for what generate() is reading.
 
         One request's failure is that request's output, never an exception.
         """
@@ -145,17 +144,14 @@ class EngineCore:
         return outputs
 
     def abort(self, request_id: int) -> None:
-        """Ends a request at once; the next step reports it. One that is not live any more is
-        ignored.
-        """
+        """Ends a request at once, which the next step reports; one that has ended is ignored."""
         if request_id in self._live:
             self._end(self._live[request_id], "abort")
 
     def generate(
         self, token_ids: TokenIds[int], params: SamplingParams | None = None
     ) -> Iterator[int]:
-        """Yields the answer's tokens, without the one that stops it; closing the iterator frees the
-        request.
+        """Yields the answer's tokens without the one that stops it; closing it ends the request.
 
         Raises RequestError at once, and at the failing token what made the request fail.
         """
@@ -203,9 +199,7 @@ class EngineCore:
             self._stats += EngineStats(cached_tokens=sequence.num_cached_tokens)
 
     def _run(self, batch: list[Work]) -> list[np.ndarray | Exception | None]:
-        """The runner's results; where the batch fails each work runs alone, so that only the guilty
-        one fails.
-        """
+        """The runner's results; a batch that fails runs again one by one: only the guilty fails."""
         lengths = [work.sequence.cache.length for work in batch]
         try:
             return [*self._opened().run(batch)] if batch else []

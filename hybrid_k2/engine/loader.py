@@ -1,5 +1,4 @@
-"""From a plan to a model that can run: every module's backend, its weights read from disk into
-memory.
+"""From a plan to a model that can run: every module's backend, its weights in memory.
 
 Owns the order of loading and its progress. Knows nothing of what backends do with their tensors.
 """
@@ -28,8 +27,7 @@ CHUNK_BYTES = 64 << 20  # read between two progress calls: under 0.1 s from an N
 def load_model(
     config: K2Config, plan: "Plan", runtime: RuntimeConfig, progress: Progress | None = None
 ) -> KimiK2:
-    """Builds the planned backends, each after its stored bytes were read once so that no first
-    token waits for the disk.
+    """Builds the planned backends, each once its bytes were read: no token waits for the disk.
 
     Weights stay where the file is mapped unless their backend copies them. An exception raised by
     `progress`, or Ctrl-C, ends loading within one chunk.
@@ -55,8 +53,7 @@ def load_model(
 
 
 def read_pages(data: np.ndarray, chunk_bytes: int) -> Iterator[int]:
-    """Brings a mapped array into memory by reading one byte a page; yields the bytes covered, chunk
-    by chunk.
+    """Reads one byte of each page of a mapped array; yields the bytes covered, by chunk.
 
     data: uint8 [num_bytes].
     """

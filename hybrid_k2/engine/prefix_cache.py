@@ -1,5 +1,4 @@
-"""Caches of finished sequences, kept so that a prompt which starts like one of them need not
-compute its start again.
+"""Caches of finished sequences, kept so that what a new prompt shares is not computed again.
 
 Owns the kept caches and their byte budget. Knows what a cache can do (`length`, `num_bytes`,
 `truncate`, `copy`), not what is in it.
@@ -18,9 +17,7 @@ class _Entry:
 
 
 class PrefixCache:
-    """Least recently used caches within `max_bytes`; the newest one always stays, so that a chat
-    finds itself again.
-    """
+    """Caches within `max_bytes`, and the newest in any case, so that a chat finds itself again."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -31,8 +28,7 @@ class PrefixCache:
         return sum(entry.cache.num_bytes for entry in self._entries)
 
     def take(self, token_ids: list[int]) -> Any | None:
-        """A cache of the longest kept prefix of token_ids, the caller's from now on; None where
-        nothing matches.
+        """Hands over a cache of the longest kept prefix of token_ids; None where nothing matches.
 
         It never holds the last token, whose logits are still wanted.
         """
@@ -53,9 +49,7 @@ class PrefixCache:
         return entry.cache
 
     def put(self, token_ids: list[int], cache: Any) -> None:
-        """Keeps a cache that holds exactly token_ids; the least recently used ones go where the
-        budget needs it.
-        """
+        """Keeps a cache that holds exactly token_ids; the least recently used ones make room."""
         new = _Entry(np.asarray(token_ids, dtype=np.int64), cache)
         if len(token_ids) == 0:
             return

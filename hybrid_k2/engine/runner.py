@@ -37,9 +37,7 @@ class Runner:
         return [None if rows is None else rows[-1].numpy() for rows in self._model.forward(spans)]
 
     def logits(self, token_ids: TokenIds[int], chunk_tokens: int) -> np.ndarray:
-        """Logits after every token, the sequence given and nothing sampled: float32
-        [len(token_ids), vocab].
-        """
+        """Logits after every token of a given text: float32 [len(token_ids), vocab]."""
         cache, chunks = self._model.new_cache(), []
         for start in range(0, len(token_ids), chunk_tokens):
             span = Span(cache, token_ids[start : start + chunk_tokens], "all")

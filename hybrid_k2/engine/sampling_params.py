@@ -17,8 +17,7 @@ MAX_LOGIT_BIAS = 1024
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How one request chooses its tokens; raises RequestError naming the field, the value and the
-    range.
+    """How one request chooses its tokens; RequestError names the field, value and range.
 
     temperature: 0 is greedy.  top_k: 0 is off.  seed: None draws fresh entropy; the same seed gives
     the same tokens whatever else runs.  max_tokens: None generates to the end of the context.
@@ -77,9 +76,7 @@ def _check_integer(name: str, value: Any, low: int, high: int) -> None:
 
 
 def shown(value: object) -> str:
-    """`value` as an error message shows it: never longer than a line, integers of any length
-    included.
-    """
+    """`value` as an error message shows it, never longer than a line."""
     if isinstance(value, int) and abs(value) >= 10**30:
         return f"an integer of {value.bit_length()} bits"
     text = repr(value)

@@ -41,9 +41,7 @@ class Scheduler:
         self.waiting.append(sequence)
 
     def admit(self) -> list[Sequence]:
-        """Moves waiting sequences into free places and returns them; the caller gives each a
-        cache.
-        """
+        """Moves waiting sequences into free places; the caller gives each a cache."""
         admitted = []
         while self.waiting and len(self.running) < self._max_sequences:
             admitted.append(self.waiting.popleft())

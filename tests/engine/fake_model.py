@@ -1,5 +1,4 @@
-"""A model of integers: logits follow from the exact tokens before them, so any mix-up of caches
-shows.
+"""A model of integers, whose logits follow from the exact prefix: any mix-up of caches shows.
 
 Owns a stand-in for KimiK2 and its cache, and a record of what was computed. Knows nothing of the
 engine.
@@ -44,9 +43,7 @@ class FakeCache:
 
 
 class FakeModel:
-    """forward() as KimiK2's. Prompts containing `poison` raise; ones containing `nan` give NaN
-    logits.
-    """
+    """forward() as KimiK2's; a prefix with `poison` raises, one with `nan` gives NaN."""
 
     def __init__(self, poison: int | None = None, nan: int | None = None) -> None:
         self.poison, self.nan = poison, nan
@@ -73,9 +70,7 @@ class FakeModel:
 
 
 def greedy_tokens(prompt: Sequence[int], num_tokens: int) -> list[int]:
-    """What an engine must answer greedily: computed from fake_logits alone, one prefix after
-    another.
-    """
+    """What an engine must answer greedily, from fake_logits alone."""
     token_ids = list(prompt)
     for _ in range(num_tokens):
         best = int(fake_logits(token_ids).argmax())

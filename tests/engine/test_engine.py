@@ -1,6 +1,4 @@
-"""The engine with integers: what it answers, in which order it computes, what it keeps, how it
-fails.
-"""
+"""The engine with integers: what it answers, computes and keeps, and how it fails."""
 
 import numpy as np
 import pytest

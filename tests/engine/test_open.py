@@ -1,6 +1,4 @@
-"""EngineCore.open on real files: the whole way from a GGUF to tokens, on a model of a few
-kilobytes.
-"""
+"""EngineCore.open on real, tiny files: the whole way from a GGUF to tokens."""
 
 from contextlib import closing
 

@@ -1,6 +1,4 @@
-"""Sampling against exact probabilities computed here the slow way, and the ranges of what may be
-asked.
-"""
+"""Sampling against probabilities computed the slow way, and the ranges of its options."""
 
 import math
 

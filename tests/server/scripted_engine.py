@@ -1,5 +1,4 @@
-"""An engine whose answers are scripted: the real EngineCore, tokenizer and template over a model
-that looks its reply up by the last user message.
+"""The real EngineCore, tokenizer and template over a model whose replies are scripted.
 
 Owns the script, a gate that holds the model still, and a record of how requests end. Knows no HTTP.
 """
