@@ -6,6 +6,7 @@ namespace {
 
 struct Format {
   static constexpr int kGroup = 32, kMaxCode = 15, kBlock = 256, kBlockBytes = sizeof(BlockQ4_K);
+  static constexpr float kMinFactor = 1;
 
   static HK2_INLINE Unit load(const uint8_t* bytes) {
     const BlockQ4_K& block = *reinterpret_cast<const BlockQ4_K*>(bytes);
@@ -27,10 +28,9 @@ struct Format {
     const __m128i packed =
         _mm_set_epi64x(static_cast<long long>(second), static_cast<long long>(first));
     const __m512 steps = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(packed));
-    uint32_t d_dmin;
-    memcpy(&d_dmin, &block.d, 4);
-    const __m512 d =
-        _mm512_castps128_ps512(_mm_cvtph_ps(_mm_cvtsi32_si128(static_cast<int>(d_dmin))));
+    // d, dmin and two halves of no meaning: converted straight from memory.
+    const __m512 d = _mm512_castps128_ps512(
+        _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(&block.d))));
     const __m512i d_or_dmin = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1);
     const __m512 scaled = _mm512_mul_ps(steps, _mm512_permutexvar_ps(d_or_dmin, d));
     const __m512i scales = _mm512_setr_epi32(0, 2, 8, 10, 0, 2, 8, 10, 1, 3, 9, 11, 1, 3, 9, 11);

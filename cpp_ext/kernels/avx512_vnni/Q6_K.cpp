@@ -6,6 +6,7 @@ namespace {
 
 struct Format {
   static constexpr int kGroup = 16, kMaxCode = 63, kBlock = 256, kBlockBytes = sizeof(BlockQ6_K);
+  static constexpr float kMinFactor = 32;
 
   static HK2_INLINE Unit load(const uint8_t* bytes) {
     const BlockQ6_K& block = *reinterpret_cast<const BlockQ6_K*>(bytes);
@@ -26,7 +27,7 @@ struct Format {
     const __m512i group_of_lane =
         _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     w.scales = _mm512_permutexvar_ps(group_of_lane, scales);
-    w.mins = _mm512_mul_ps(scales, _mm512_set1_ps(32));
+    w.mins = scales;
     return w;
   }
 

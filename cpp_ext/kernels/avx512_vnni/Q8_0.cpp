@@ -6,6 +6,7 @@ namespace {
 
 struct Format {
   static constexpr int kGroup = 32, kMaxCode = 255, kBlock = 32, kBlockBytes = sizeof(BlockQ8_0);
+  static constexpr float kMinFactor = 128;
 
   static HK2_INLINE Unit load(const uint8_t* bytes) {
     const BlockQ8_0* block = reinterpret_cast<const BlockQ8_0*>(bytes);
@@ -23,7 +24,7 @@ struct Format {
                        static_cast<short>(block[6].d), static_cast<short>(block[7].d));
     const __m256 d = _mm256_cvtph_ps(halves);
     w.scales = _mm512_permutexvar_ps(block_of_lane(), _mm512_castps256_ps512(d));
-    w.mins = _mm512_castps256_ps512(_mm256_mul_ps(d, _mm256_set1_ps(128)));
+    w.mins = _mm512_castps256_ps512(d);
     return w;
   }
 };

@@ -2,9 +2,10 @@
 // in natural order, vpdpbusd against the activation codes, and one float multiply-add per vector of
 // group sums.
 //
-// A format delivers units of 256 weights:  weight = scale * code - min,  code in 0..kMaxCode,
-// groups of kGroup weights. Reducing the four product vectors gives 16 lanes: for groups of 16,
-// lane 4 i + j is group 4 j + i; for groups of 32 it is half of the sum of group 2 j + i / 2.
+// A format delivers units of 256 weights:  weight = scale * code - kMinFactor * min,  code in
+// 0..kMaxCode, groups of kGroup weights. Reducing the four product vectors gives 16 lanes: for
+// groups of 16, lane 4 i + j is group 4 j + i; for groups of 32 it is half of the sum of group
+// 2 j + i / 2.
 #pragma once
 
 #include <immintrin.h>
@@ -48,8 +49,8 @@ HK2_INLINE __m512i reduce(const __m512i p[4]) {
   return _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
 }
 
-// Format: kGroup (16 or 32), kMaxCode, kBlock (weights), kBlockBytes, `static Unit load(const
-// uint8_t*)`.
+// Format: kGroup (16 or 32), kMaxCode, kMinFactor, kBlock (weights), kBlockBytes, `static Unit
+// load(const uint8_t*)`.
 template <class Format>
 struct QuantisedRow {
   static constexpr int kUnitBytes = kUnit / Format::kBlock * Format::kBlockBytes;
@@ -84,7 +85,7 @@ struct QuantisedRow {
         Format::kGroup == 16
             ? _mm512_reduce_add_ps(sum.offsets)
             : _mm512_reduce_add_ps(_mm512_zextps256_ps512(_mm512_castps512_ps256(sum.offsets)));
-    return _mm512_reduce_add_ps(sum.products) - offsets;
+    return _mm512_reduce_add_ps(sum.products) - Format::kMinFactor * offsets;
   }
 
   template <int N>
