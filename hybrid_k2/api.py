@@ -27,16 +27,19 @@ class Engine:
     """A loaded Kimi K2. Use as a context manager, or call close(). One thread at a time."""
 
     def __init__(
-        self, core: EngineCore, checkpoint: Checkpoint, plan: Plan, notice: str | None
+        self,
+        core: EngineCore,
+        checkpoint: Checkpoint,
+        plan: Plan,
+        tokenizer: Tokenizer | None,
+        notice: str | None,
     ) -> None:
-        """Use `Engine.open`; this only joins the parts. `notice` is something the user should be
-        told about the model.
-        """
+        """Use `Engine.open`; this only joins the parts. `notice`: what users should be told."""
         self.core = core
         self.plan = plan
         self.notice = notice
         self._checkpoint = checkpoint
-        self._tokenizer: Tokenizer | None = None
+        self._tokenizer = tokenizer
         self._template: ChatTemplate | None = None
 
     @classmethod
@@ -46,20 +49,24 @@ class Engine:
         rules: str | Path = "auto",
         model_path: str | Path | None = None,
         progress: Progress | None = None,
+        *,
+        allow_disk: bool = False,
+        ids_only: bool = False,
         **runtime: Any,
     ) -> Self:
         """Opens a model: reads its header, plans it by the rules, checks that it fits, and loads
         it.
 
         model: a GGUF file, the first file of a split set, or a directory of them; None is the demo
-        model that comes
-            with the package.
+        model that comes with the package.
         rules: `auto`, the name of a rule file that comes with the package, or a path.
         model_path: a Hugging Face directory with config.json and the tokenizer, for a GGUF without
         them.
         progress: called as progress(phase, bytes done, bytes in all) while loading.
+        allow_disk: weights larger than RAM are a warning and not an error.
+        ids_only: do without a tokenizer, for a model file that has none.
         runtime: fields of RuntimeConfig (context, num_threads, prefill_chunk, ...).
-        Raises ModelFileError, RuleError or PlanError before anything is loaded.
+        Raises ModelFileError, TokenizerError, RuleError or PlanError before anything is loaded.
         """
         settings = RuntimeConfig.from_env(**runtime)
         checkpoint = open_checkpoint(
@@ -67,18 +74,27 @@ class Engine:
             model_path=Path(model_path) if model_path is not None else None,
         )
         try:
+            tokenizer = None if ids_only else _open_tokenizer(checkpoint)
+            hardware = probe_hardware()
             plan = make_plan(
                 checkpoint.modules(),
                 checkpoint.config,
-                load_rules(rules),
+                load_rules(rules, hardware),
                 settings,
-                probe_hardware(),
+                hardware,
+                allow_disk=allow_disk,
             )
-            core = EngineCore.open(checkpoint, plan, settings, progress)
+            core = EngineCore.open(
+                checkpoint,
+                plan,
+                settings,
+                progress,
+                eos_token_ids=tokenizer.eos_ids if tokenizer is not None else (),
+            )
         except BaseException:
             checkpoint.close()
             raise
-        return cls(core, checkpoint, plan, demo_model.NOTICE if model is None else None)
+        return cls(core, checkpoint, plan, tokenizer, demo_model.NOTICE if model is None else None)
 
     @property
     def config(self) -> K2Config:
@@ -94,23 +110,14 @@ class Engine:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """From the Hugging Face directory where one was given, else from the GGUF; read at first
-        use.
-        """
+        """Text to ids and back; TokenizerError where the engine was opened with `ids_only`."""
         if self._tokenizer is None:
-            if self._checkpoint.tokenizer_dir is not None:
-                self._tokenizer = Tokenizer.from_directory(self._checkpoint.tokenizer_dir)
-            elif "tokenizer.ggml.tokens" in self._checkpoint.metadata:
-                self._tokenizer = Tokenizer.from_gguf(self._checkpoint.metadata)
-            else:
-                raise TokenizerError(
-                    f"{self._checkpoint.files[0]}: carries no tokenizer; give the directory with "
-                    "tiktoken.model and tokenizer_config.json with --model-path DIR"
-                )
+            raise TokenizerError("the engine was opened with ids_only; open it without for text")
         return self._tokenizer
 
     @property
     def template(self) -> ChatTemplate:
+        """The chat template of this model's variant."""
         if self._template is None:
             self._template = ChatTemplate.for_model(self.tokenizer, self._checkpoint.metadata)
         return self._template
@@ -141,3 +148,23 @@ class Engine:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """From the Hugging Face directory where one was given, else from the GGUF."""
+    if checkpoint.tokenizer_dir is not None:
+        tokenizer = Tokenizer.from_directory(checkpoint.tokenizer_dir)
+    elif "tokenizer.ggml.tokens" in checkpoint.metadata:
+        tokenizer = Tokenizer.from_gguf(checkpoint.metadata)
+    else:
+        raise TokenizerError(
+            f"{checkpoint.files[0]}: carries no tokenizer; give the directory with tiktoken.model "
+            "and tokenizer_config.json with --model-path DIR"
+        )
+    if tokenizer.vocab_size < checkpoint.config.vocab_size:
+        raise TokenizerError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the model "
+            f"{checkpoint.config.vocab_size}: it belongs to another model; give the right "
+            "directory with --model-path DIR"
+        )
+    return tokenizer

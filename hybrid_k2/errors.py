@@ -1,12 +1,16 @@
-"""Every error a user can cause, by kind: each message names the thing, the value, the limit and the next step.
+"""Every error a user can cause, by kind: each message names the thing, the value, the limit and
+the next step.
 
-Knows nothing of what raises it. The CLI turns `exit_code` into the process's status and prints the message without a
-traceback; the server maps classes to HTTP statuses in one table (`server/errors.py`).
+Knows nothing of what raises it. The CLI turns `exit_code` into the process's status and prints the
+message without a traceback; the server maps classes to HTTP statuses in one table
+(`server/errors.py`).
 """
 
 
 class HybridK2Error(Exception):
-    """Base of all errors this package raises on purpose; `exit_code` is the CLI's status (1 failed, 2 bad input)."""
+    """Base of all errors this package raises on purpose; `exit_code` is the CLI's status (1
+    failed, 2 bad input).
+    """
 
     exit_code = 1
 
@@ -34,7 +38,9 @@ class TokenizerError(BadInputError):
 
 
 class RequestError(BadInputError):
-    """A generation request is out of range: a prompt longer than the context, a token id beyond the vocabulary."""
+    """A generation request is out of range: a prompt longer than the context, a token id beyond
+    the vocabulary.
+    """
 
 
 class ContextLengthError(RequestError):

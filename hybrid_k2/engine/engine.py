@@ -77,9 +77,12 @@ class EngineCore:
         plan: "Plan",
         runtime: "RuntimeConfig",
         progress: "Progress | None" = None,
+        *,
+        eos_token_ids: TokenIds[int] = (),
     ) -> "EngineCore":
         """Loads the planned model; `checkpoint` must stay open as long as the engine.
 
+        eos_token_ids: the tokenizer's, beside the config's; many GGUF files name only one.
         progress: called as (phase, done_bytes, total_bytes) many times a second of loading; what it
         raises stops it. Raises RequestError where the context is longer than the model's.
         """
@@ -95,7 +98,7 @@ class EngineCore:
         return cls(
             load_model(config, plan, runtime, progress),
             vocab_size=config.vocab_size,
-            eos_token_ids=config.eos_token_ids,
+            eos_token_ids=(*config.eos_token_ids, *eos_token_ids),
             context=runtime.context or config.max_position_embeddings,
             prefill_chunk=runtime.prefill_chunk,
             max_sequences=runtime.max_sequences,
