@@ -29,10 +29,9 @@ def start(*options):
 def test_the_demo_model_is_served_as_printed_until_ctrl_c():
     with start("--context", "256", "--served-model-name", "tiny") as process:
         try:
-            url = re.search(
-                r"serving tiny at (http://127\.0\.0\.1:\d+/v1)", process.stdout.readline()
-            )
-            assert url, process.stderr.read()
+            line = process.stdout.readline()
+            url = re.search(r"serving tiny at (http://127\.0\.0\.1:\d+/v1)", line)
+            assert url, line or process.stderr.read()
             curl = process.stdout.readline() + process.stdout.readline()
             assert f"{url[1]}/chat/completions" in curl
             body = {**json.loads(re.search(r"-d '(.*)'", curl)[1]), "max_tokens": 3}
