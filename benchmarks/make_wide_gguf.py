@@ -20,6 +20,7 @@ from hybrid_k2.checkpoint.gguf_writer import add_k2_metadata, tensor_shapes
 from hybrid_k2.config import K2Config, YarnConfig
 from hybrid_k2.demo_model.build_vocabulary import NUM_CONTROL_IDS, add_tokenizer, train
 from hybrid_k2.quant import QuantFormat, by_name
+from hybrid_k2.quant.random_blocks import random_blocks
 
 VOCAB_SIZE = 2048
 CHUNK_BYTES = 64 << 20
@@ -99,44 +100,13 @@ def _chunks(
             values *= np.float32(0.01)
         yield values.data
         return
-    scales = _scales(quant, std)
     remaining = int(np.prod(shape)) // quant.block_size
     most = CHUNK_BYTES // quant.block_bytes // 8 * 8
     while remaining:
         num_blocks = min(most, remaining)
-        blocks = _random_blocks(rng, quant, num_blocks, scales)
+        blocks = random_blocks(rng, quant, num_blocks, std)
         yield blocks.data
         remaining -= num_blocks
-
-
-def _random_blocks(
-    rng: np.random.Generator, quant: QuantFormat, num_blocks: int, scales: tuple[float, ...]
-) -> np.ndarray:
-    """uint8 [num_blocks, block_bytes]: random codes under the given float16 scales."""
-    num_words = -(-num_blocks * quant.block_bytes // 8)
-    words = rng.integers(0, 1 << 64, num_words, dtype=np.uint64, endpoint=False)
-    blocks = words.view(np.uint8)[: num_blocks * quant.block_bytes]
-    blocks = blocks.reshape(num_blocks, quant.block_bytes)
-    for offset, scale in zip(quant.half_offsets, scales, strict=True):
-        blocks[:, offset : offset + 2] = np.frombuffer(np.float16(scale).tobytes(), np.uint8)
-    return blocks
-
-
-def _scales(quant: QuantFormat, std: float) -> tuple[float, ...]:
-    """The float16 scales that give random codes a mean of 0 and the standard deviation `std`.
-
-    One scale: weights = d * a, and codes are symmetric. Two: weights = d * a - dmin * b.
-    """
-
-    def decoded(*scales: float) -> np.ndarray:
-        blocks = _random_blocks(np.random.Generator(np.random.SFC64(1)), quant, 4096, scales)
-        return gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType(quant.ggml_type))
-
-    if len(quant.half_offsets) == 1:
-        return (std / float(decoded(1.0).std()),)
-    ratio = float(decoded(1.0, 0.0).mean() / -decoded(0.0, 1.0).mean())
-    d = std / float(decoded(1.0, ratio).std())
-    return d, d * ratio
 
 
 def _pad(file: BinaryIO) -> None:

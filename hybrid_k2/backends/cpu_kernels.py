@@ -76,6 +76,14 @@ class NativeKernels:
         self._kernels = cpu.Kernels(runtime.tier)
         log.info("CPU kernels: tier %s, %d threads", self._kernels.tier, runtime.resolved_threads)
 
+    def tier_of(self, quant: str) -> str:
+        """The tier whose kernel serves a quant type here."""
+        return self._kernels.table()[quant]
+
+    def read_bandwidth(self, num_bytes: int, repeats: int) -> float:
+        """What this machine's memory delivers to the pool's threads, GB/s (10^9)."""
+        return self._cpu.read_bandwidth(self._pool, num_bytes, repeats)
+
     def matrix(self, stored: StoredTensor) -> Any:
         return self._cpu.Matrix(stored.data, stored.quant.name, stored.shape)
 

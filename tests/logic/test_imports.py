@@ -21,11 +21,12 @@ PACKAGE = "hybrid_k2"
 ALLOWED = {
     "__init__": "api engine",
     "__main__": "cli",
-    "cli": "__init__ api server engine text rules checkpoint config errors demo_model quant"
+    "cli": "__init__ api server engine text rules checkpoint config errors demo_model quant bench"
     " backends.registry _cpu",
     "api": "engine text rules checkpoint config errors demo_model",
     "server": "__init__ engine text config errors",
     "engine": "model rules checkpoint backends quant config errors",
+    "bench": "__init__ backends quant config errors _cpu",
     "model": "backends config errors",
     "rules": "backends.registry backends.footprint checkpoint quant config errors optimize_rules",
     "backends": "kernels quant config errors _cpu",

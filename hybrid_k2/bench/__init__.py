@@ -1,0 +1,1 @@
+"""Measurements of this machine with synthetic weights, for `hybrid-k2 bench`. Knows no terminal."""
