@@ -84,22 +84,17 @@ class EngineCore:
 
         eos_token_ids: the tokenizer's, beside the config's; many GGUF files name only one.
         progress: called as (phase, done_bytes, total_bytes) many times a second of loading; what it
-        raises stops it. Raises RequestError where the context is longer than the model's.
+        raises stops it.
         """
         from hybrid_k2.checkpoint.finite import is_finite
         from hybrid_k2.engine.loader import load_model
 
         config = checkpoint.config
-        if runtime.context > config.max_position_embeddings:
-            raise RequestError(
-                f"a context of {runtime.context} tokens is more than this model's "
-                f"{config.max_position_embeddings}; give --context 0 for all of those"
-            )
         return cls(
             load_model(config, plan, runtime, progress),
             vocab_size=config.vocab_size,
             eos_token_ids=(*config.eos_token_ids, *eos_token_ids),
-            context=runtime.context or config.max_position_embeddings,
+            context=plan.context,
             prefill_chunk=runtime.prefill_chunk,
             max_sequences=runtime.max_sequences,
             prefix_cache_bytes=plan.kv_bytes,

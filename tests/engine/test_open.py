@@ -9,7 +9,7 @@ from gguf_factory import tiny_config, write_tiny_k2
 from hybrid_k2.checkpoint import open_checkpoint
 from hybrid_k2.config import RuntimeConfig
 from hybrid_k2.engine import EngineCore, SamplingParams
-from hybrid_k2.errors import NonFiniteError, RequestError
+from hybrid_k2.errors import NonFiniteError
 from hybrid_k2.rules import load_rules, make_plan, probe_hardware
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
@@ -71,13 +71,10 @@ def test_progress_covers_every_byte_of_the_model(open_core):
     assert done_bytes[-1] == total_bytes[-1] > 0
 
 
-def test_a_context_beyond_the_models_is_an_error_before_loading(open_core):
-    def progress(*call):
-        raise AssertionError("loading began")
-
-    with pytest.raises(RequestError, match=r"5000 tokens.*4096"):
-        open_core(progress=progress, context=5000)
+def test_the_context_is_the_plans_which_is_never_beyond_the_models(open_core):
+    assert open_core(context=128).context == 128
     assert open_core(context=0).context == 4096
+    assert open_core(context=5000).context == 4096
 
 
 def test_a_damaged_tensor_is_named_when_the_model_gives_no_number(open_core):
