@@ -1,4 +1,4 @@
-"""The public Engine on whole files: what it opens, what it refuses before loading, what it joins."""
+"""The public Engine on whole files: what it opens, and what it refuses before loading."""
 
 import numpy as np
 import pytest
