@@ -8,11 +8,11 @@
 namespace hk2 {
 namespace {
 
-constexpr int64_t kMidRows =
-    kActivationBlock;                // gate/up rows a task: one block of the quantised middle
-constexpr int64_t kOutRows = 64;     // down rows a task
+constexpr int64_t kBlock = kActivationBlock;  // rows of the middle are quantised in such blocks
+constexpr int64_t kMaxRows = 128;    // rows in a task: kernels for many tokens like long runs
+constexpr int64_t kOutRows = 64;     // the fewest in a task of down
 constexpr int64_t kTokenBlock = 64;  // tokens whose partial results a worker holds in its cache
-constexpr int64_t kFewTokens = 4;  // up to here all tasks take the same time: split them beforehand
+constexpr int64_t kFewTokens = 4;    // up to here tasks take equally long: split them beforehand
 
 // The tokens of one expert are slots [begin, end) of the sorted order.
 struct ExpertGroup {
@@ -32,25 +32,31 @@ class MoeRegion {
         slots_(sort_by_expert()),
         mid_(lease.arena(), slots_, width_, reads_codes(call.down), reads_values(call.down),
              nullptr),
-        scratch_(lease.arena().take<float>(lease.workers() * 2 * kTokenBlock * kOutRows)) {}
+        mid_rows_(few_tokens()
+                      ? kBlock
+                      : task_size(num_groups_ * width_, lease.workers(), kBlock, kMaxRows)),
+        out_rows_(few_tokens() ? kOutRows
+                               : task_size(hidden_, lease.workers(), kOutRows, kMaxRows)),
+        mid_tasks_((width_ + mid_rows_ - 1) / mid_rows_),
+        scratch_(lease.arena().take<float>(lease.workers() * kScratch)) {}
 
   void run() {
     lease_.run([this](int worker) {
       quantise_share(x_, kernels_.activations(), call_.x, worker, lease_.workers());
       lease_.barrier();
-      for_each_task(num_groups_ * mid_tasks(), worker, mid_counter_,
+      for_each_task(num_groups_ * mid_tasks_, worker, mid_counter_,
                     [&](int64_t task, int64_t next) { gate_up(task, next, worker); });
       lease_.barrier();
-      for_each_task((hidden_ + kOutRows - 1) / kOutRows, worker, out_counter_,
+      for_each_task((hidden_ + out_rows_ - 1) / out_rows_, worker, out_counter_,
                     [&](int64_t task, int64_t next) { down(task, next, worker); });
     });
   }
 
  private:
-  static_assert(kMidRows <= kOutRows, "scratch_ is sized for the larger");
+  static constexpr int64_t kScratch = 2 * kTokenBlock * kMaxRows;  // per worker
 
-  int64_t mid_tasks() const { return (width_ + kMidRows - 1) / kMidRows; }  // per expert
-  float* scratch(int worker) { return scratch_ + worker * 2 * kTokenBlock * kOutRows; }
+  bool few_tokens() const { return call_.tokens <= kFewTokens; }
+  float* scratch(int worker) { return scratch_ + worker * kScratch; }
 
   // Counting sort of (token, k) by expert; tokens stay in order. Returns the number of slots.
   int64_t sort_by_expert() {
@@ -82,7 +88,7 @@ class MoeRegion {
   // body(task, the task this worker does next or -1 if unknown)
   template <class Body>
   void for_each_task(int64_t total, int worker, TaskCounter& counter, const Body& body) {
-    if (call_.tokens <= kFewTokens) {
+    if (few_tokens()) {
       const Share share(total, worker, lease_.workers());
       for (int64_t task = share.begin; task < share.end; ++task)
         body(task, task + 1 < share.end ? task + 1 : -1);
@@ -93,21 +99,21 @@ class MoeRegion {
 
   const uint8_t* mid_weights(const Matrix& matrix, int64_t task) const {
     if (task < 0) return nullptr;
-    return matrix.row(groups_[task / mid_tasks()].expert, task % mid_tasks() * kMidRows);
+    return matrix.row(groups_[task / mid_tasks_].expert, task % mid_tasks_ * mid_rows_);
   }
 
-  // mid[slot][rows] = silu(gate x) * up x for one expert's tokens and 32 rows, quantised while it
-  // is in the cache.
+  // mid[slot][rows] = silu(gate x) * up x for one expert's tokens and a run of rows, quantised
+  // while it is in the cache.
   void gate_up(int64_t task, int64_t next, int worker) {
-    const ExpertGroup& group = groups_[task / mid_tasks()];
-    const int64_t block = task % mid_tasks(), first = block * kMidRows;
-    const int64_t rows = std::min(kMidRows, width_ - first);
+    const ExpertGroup& group = groups_[task / mid_tasks_];
+    const int64_t first = task % mid_tasks_ * mid_rows_;
+    const int64_t rows = std::min(mid_rows_, width_ - first);
     float* gate = scratch(worker);
-    float* up = gate + kTokenBlock * kMidRows;
+    float* up = gate + kTokenBlock * kMaxRows;
     Multiply product;
     product.rows = rows;
     product.cols = hidden_;
-    product.y_stride = kMidRows;
+    product.y_stride = kMaxRows;
     for (int64_t begin = group.begin; begin < group.end; begin += kTokenBlock) {
       product.x = slot_x_ + begin;
       product.tokens = std::min(kTokenBlock, group.end - begin);
@@ -122,10 +128,11 @@ class MoeRegion {
       product.y = up;
       kernels_[*call_.up.quant].multiply(product);
       for (int64_t t = 0; t < product.tokens; ++t) {
-        float* mid = gate + t * kMidRows;
-        kernels_.activations().silu_multiply(mid, up + t * kMidRows, rows);
+        float* mid = gate + t * kMaxRows;
+        kernels_.activations().silu_multiply(mid, up + t * kMaxRows, rows);
         if (reads_codes(call_.down)) {
-          mid_.quantise(kernels_.activations(), begin + t, block, block + 1, mid);
+          mid_.quantise(kernels_.activations(), begin + t, first / kBlock, (first + rows) / kBlock,
+                        mid);
         } else {
           std::copy_n(mid, rows, mid_.values(begin + t) + first);
         }
@@ -136,7 +143,7 @@ class MoeRegion {
   // y[:, rows] = sum over the experts. One task owns these rows of y, so nothing is shared and the
   // order is fixed.
   void down(int64_t task, int64_t next, int worker) {
-    const int64_t first = task * kOutRows, rows = std::min(kOutRows, hidden_ - first);
+    const int64_t first = task * out_rows_, rows = std::min(out_rows_, hidden_ - first);
     for (int64_t t = 0; t < call_.tokens; ++t)
       std::fill_n(call_.y + t * hidden_ + first, rows, 0.0f);
     Multiply product;
@@ -144,12 +151,12 @@ class MoeRegion {
     product.cols = width_;
     product.row_bytes = call_.down.row_bytes();
     product.y = scratch(worker);
-    product.y_stride = kOutRows;
+    product.y_stride = kMaxRows;
     for (int64_t g = 0; g < num_groups_; ++g) {
       const ExpertGroup& group = groups_[g];
       product.weights = call_.down.row(group.expert, first);
       product.next = g + 1 < num_groups_ ? call_.down.row(groups_[g + 1].expert, first)
-                     : next >= 0         ? call_.down.row(groups_[0].expert, next * kOutRows)
+                     : next >= 0         ? call_.down.row(groups_[0].expert, next * out_rows_)
                                          : nullptr;
       for (int64_t begin = group.begin; begin < group.end; begin += kTokenBlock) {
         product.x = mid_.rows() + begin;
@@ -157,7 +164,7 @@ class MoeRegion {
         kernels_[*call_.down.quant].multiply(product);
         for (int64_t t = 0; t < product.tokens; ++t) {
           const float weight = slot_weight_[begin + t];
-          const float* part = product.y + t * kOutRows;
+          const float* part = product.y + t * kMaxRows;
           float* y = call_.y + slot_token_[begin + t] * hidden_ + first;
           for (int64_t r = 0; r < rows; ++r) y[r] += weight * part[r];
         }
@@ -176,8 +183,10 @@ class MoeRegion {
   int64_t* slot_token_ = nullptr;    // [slots]
   float* slot_weight_ = nullptr;     // [slots]
   const int64_t slots_;
-  Activations mid_;  // [slots, F]
-  float* scratch_;   // [workers, 2, kTokenBlock, kOutRows]
+  Activations mid_;                    // [slots, F]
+  const int64_t mid_rows_, out_rows_;  // rows in a task
+  const int64_t mid_tasks_;            // per expert
+  float* scratch_;                     // [workers, 2, kTokenBlock, kMaxRows]
   TaskCounter mid_counter_, out_counter_;
 };
 

@@ -14,7 +14,8 @@ namespace {
 
 constexpr int64_t kFewTokens =
     8;  // up to here memory is the limit: one contiguous run of rows per worker
-constexpr int64_t kTaskRows = 32;
+constexpr int64_t kMinRows = 32,
+                  kMaxRows = 128;  // in a task: kernels for many tokens like long runs
 
 // Rows [begin, end) of the stack, counted through all its matrices.
 void multiply_rows(const KernelTable& kernels, const Matrix& matrix, const ActivationRow* x,
@@ -53,9 +54,10 @@ void linear(ThreadPool& pool, const KernelTable& kernels, const Matrix& matrix, 
       const Share share(rows, worker, lease.workers());
       multiply_rows(kernels, matrix, activations.rows(), y, tokens, share.begin, share.end);
     } else {
-      for (int64_t begin; (begin = counter.take() * kTaskRows) < rows;)
+      const int64_t size = task_size(rows, lease.workers(), kMinRows, kMaxRows);
+      for (int64_t begin; (begin = counter.take() * size) < rows;)
         multiply_rows(kernels, matrix, activations.rows(), y, tokens, begin,
-                      std::min(rows, begin + kTaskRows));
+                      std::min(rows, begin + size));
     }
   });
 }

@@ -63,10 +63,10 @@ void multiply(const Multiply& call) {
 }  // namespace hk2
 
 // The object's one exported symbol.
-#define HK2_EXPORT(tier, quant, Row)               \
-  namespace hk2 {                                  \
-  namespace {                                      \
-  const Kernel kKernel = {multiply<Row>, nullptr}; \
-  }                                                \
-  }                                                \
+#define HK2_EXPORT(tier, quant, function)     \
+  namespace hk2 {                             \
+  namespace {                                 \
+  const Kernel kKernel = {function, nullptr}; \
+  }                                           \
+  }                                           \
   extern "C" const hk2::Kernel* hk2_##tier##_##quant() { return &hk2::kKernel; }

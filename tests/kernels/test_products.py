@@ -64,16 +64,24 @@ def test_an_outlier_of_fifty_sigma_spoils_its_own_block_of_32_only(pool, rng, ti
 
 
 @pairs
-def test_a_token_gets_the_same_bits_alone_and_in_a_batch_and_with_any_thread_count(
-    pool, rng, tier, quant
-):
+def test_a_token_gets_the_same_bits_alone_and_in_a_batch_of_eight(pool, rng, tier, quant):
     cols = 3 * block_shape(quant)[0] * (8 if block_shape(quant)[0] == 1 else 1)
     stored = random_stored(quant, (37, cols), rng)
-    x = rng.standard_normal((11, cols)).astype(np.float32)
+    x = rng.standard_normal((8, cols)).astype(np.float32)
     together = linear(pool, tier, stored, x)
     single = _cpu.ThreadPool(1)
     for t in range(len(x)):
         np.testing.assert_array_equal(linear(single, tier, stored, x[t : t + 1])[0], together[t])
+
+
+@pairs
+@pytest.mark.parametrize("tokens", [9, 33])
+def test_many_tokens_get_the_same_bits_with_any_thread_count(pool, rng, tier, quant, tokens):
+    stored = random_stored(quant, (300, 512), rng)
+    x = rng.standard_normal((tokens, 512)).astype(np.float32)
+    expected = linear(_cpu.ThreadPool(1), tier, stored, x)
+    np.testing.assert_array_equal(linear(pool, tier, stored, x), expected)
+    assert np.all(np.abs(expected - product(stored, x)) <= product_tolerance(stored, x))
 
 
 @pairs

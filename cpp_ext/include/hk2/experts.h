@@ -19,8 +19,8 @@ struct MoeCall {
 
 // One parallel region with two internal barriers: quantise x; gate, up and SiLU; down. An expert's
 // weights are read once for all its tokens. Per token the experts are added in ascending order, so
-// a token's result depends neither on the number of threads nor on the other tokens of the call,
-// bit for bit. A dense MLP is the case E = 1.
+// the result does not depend on the number of threads, bit for bit; nor a token's on the other
+// tokens, while no expert has more than kSameBits of them. A dense MLP is the case E = 1.
 void moe(ThreadPool& pool, const KernelTable& kernels, const MoeCall& call);
 
 }  // namespace hk2

@@ -13,6 +13,7 @@ namespace hk2 {
 
 constexpr int kActivationBlock = 32;  // activations are quantised in blocks of 32 along k
 constexpr int kActivationPad = 256;   // rows of codes are zero-padded to a multiple of this
+constexpr int kSameBits = 8;  // up to so many tokens in a call, each gets the bits it gets alone
 
 // One token's input vector. Integer quant types read codes, scales and sums; float types read
 // values; what a type does not read may be null. x[32 b + i] ~ scales[b] * codes[32 b + i]. The
@@ -27,7 +28,8 @@ struct ActivationRow {
 };
 
 // y[t * y_stride + r] = sum over k of weight[r][k] * x[t][k], for 0 <= r < rows, 0 <= t < tokens.
-// The result for a token does not depend on the other tokens of the call, bit for bit.
+// The result for a token does not depend on the other tokens' values. Up to kSameBits tokens it
+// does not depend on their number either, bit for bit; beyond, a kernel may sum in another order.
 struct Multiply {
   const uint8_t* weights;  // [rows, row_bytes] stored blocks, any alignment
   const uint8_t* next;     // what this thread will read afterwards, for the prefetcher; may be null

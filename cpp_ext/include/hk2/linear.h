@@ -7,8 +7,8 @@
 namespace hk2 {
 
 // x [stack, tokens, cols] -> y [stack, tokens, rows], matrix s of the stack for x[s], in one
-// parallel region. The result for a token depends neither on the number of threads nor on the other
-// tokens, bit for bit.
+// parallel region. The result does not depend on the number of threads, bit for bit; nor a token's
+// on the other tokens, while there are at most kSameBits of them.
 void linear(ThreadPool& pool, const KernelTable& kernels, const Matrix& matrix, const float* x,
             float* y, int64_t tokens);
 

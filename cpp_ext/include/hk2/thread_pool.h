@@ -45,6 +45,13 @@ struct Share {
       : begin(total * worker / workers), end(total * (worker + 1) / workers) {}
 };
 
+// The size of tasks that workers take one by one: a multiple of `smallest`, at most `largest`
+// (itself such a multiple), and small enough for about eight tasks per worker.
+inline int64_t task_size(int64_t total, int workers, int64_t smallest, int64_t largest) {
+  const int64_t size = total / (8 * workers) / smallest * smallest;
+  return size < smallest ? smallest : size > largest ? largest : size;
+}
+
 class ThreadPool {
  public:
   // Workers 1.. are pinned to cpus[1..] if cpus is not empty; worker 0 is whoever calls, and is

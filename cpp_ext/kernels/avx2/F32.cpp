@@ -14,4 +14,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, F32, FloatRow<Format>)
+HK2_EXPORT(avx2, F32, multiply<FloatRow<Format>>)

@@ -38,4 +38,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, Q4_K, QuantisedRow<Format>)
+HK2_EXPORT(avx2, Q4_K, multiply<QuantisedRow<Format>>)

@@ -38,4 +38,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, Q6_K, QuantisedRow<Format>)
+HK2_EXPORT(avx2, Q6_K, multiply<QuantisedRow<Format>>)

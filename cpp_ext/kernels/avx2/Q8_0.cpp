@@ -19,4 +19,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, Q8_0, QuantisedRow<Format>)
+HK2_EXPORT(avx2, Q8_0, multiply<QuantisedRow<Format>>)

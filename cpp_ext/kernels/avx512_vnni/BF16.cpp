@@ -15,4 +15,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx512_vnni, BF16, FloatRow<Format>)
+HK2_EXPORT(avx512_vnni, BF16, multiply<FloatRow<Format>>)

@@ -1,5 +1,5 @@
 // Q4_0 on AVX-512 VNNI: eight blocks of 18 bytes make a unit; w = d * q - 8 d.
-#include "quantised.h"
+#include "tiled.h"
 
 namespace hk2 {
 namespace {
@@ -43,4 +43,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx512_vnni, Q4_0, QuantisedRow<Format>)
+HK2_EXPORT(avx512_vnni, Q4_0, TiledKernel<Format>::multiply)

@@ -1,5 +1,5 @@
 // Q4_K on AVX-512 VNNI: 32 bytes hold groups 2 j (low nibbles) and 2 j + 1 (high nibbles).
-#include "quantised.h"
+#include "tiled.h"
 
 namespace hk2 {
 namespace {
@@ -44,4 +44,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx512_vnni, Q4_K, QuantisedRow<Format>)
+HK2_EXPORT(avx512_vnni, Q4_K, TiledKernel<Format>::multiply)

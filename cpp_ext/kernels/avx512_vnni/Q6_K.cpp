@@ -1,5 +1,5 @@
 // Q6_K on AVX-512 VNNI: w = d * scale * q - 32 d * scale per group of 16.
-#include "quantised.h"
+#include "tiled.h"
 
 namespace hk2 {
 namespace {
@@ -46,4 +46,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx512_vnni, Q6_K, QuantisedRow<Format>)
+HK2_EXPORT(avx512_vnni, Q6_K, TiledKernel<Format>::multiply)

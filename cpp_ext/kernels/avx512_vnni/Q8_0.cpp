@@ -1,5 +1,5 @@
 // Q8_0 on AVX-512 VNNI: codes + 128 are unsigned; w = d * (q + 128) - 128 d.
-#include "quantised.h"
+#include "tiled.h"
 
 namespace hk2 {
 namespace {
@@ -32,4 +32,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx512_vnni, Q8_0, QuantisedRow<Format>)
+HK2_EXPORT(avx512_vnni, Q8_0, TiledKernel<Format>::multiply)
