@@ -1,7 +1,7 @@
 """Which stored tensors hold NaN or infinity.
 
-A block format can do so only in its float16 scales, so only those are looked at; F32, F16 and BF16
-are read whole, in chunks. Dequantises nothing and needs no torch.
+A block format can do so only in its scales, so only those are looked at; F32, F16 and BF16 are read
+whole, in chunks. Dequantises nothing and needs no torch.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ def is_finite(tensor: StoredTensor) -> bool:
         chunk = blocks[start : start + step]
         if quant.name in _EXPONENT:
             if not _bits_are_finite(chunk, *_EXPONENT[quant.name]):
+                return False
+        elif quant.is_finite:
+            if not quant.is_finite(chunk):
                 return False
         elif not all(
             _bits_are_finite(chunk[:, offset : offset + 2], *_EXPONENT["F16"])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -29,9 +30,17 @@ def unpack(codes: Tensor, bits: int) -> Tensor:
     return (codes.unsqueeze(-2) >> shifts.unsqueeze(-1)) & ((1 << bits) - 1)
 
 
-def bits_of(field: Tensor) -> Tensor:
-    """uint8 [N, n] -> uint8 [N, 8n]: the bits of a little-endian bit string, one a byte."""
-    return unpack(field, 1).transpose(-1, -2).flatten(-2)
+def bits_of(field: Tensor, bits: int = 1) -> Tensor:
+    """uint8 [..., n] -> uint8 [..., 8 / bits * n]: the pieces of a little-endian bit string."""
+    return unpack(field, bits).transpose(-1, -2).flatten(-2)
+
+
+def integers(field: Tensor, dtype: torch.dtype) -> Tensor:
+    """uint8 [..., n] -> little-endian `dtype` [..., n / itemsize], from any offset."""
+    import torch
+
+    # A slice of one block counts as contiguous, and its odd offset would not do for view().
+    return field.clone(memory_format=torch.contiguous_format).view(dtype)
 
 
 def scales_and_mins(packed: Tensor) -> tuple[Tensor, Tensor]:

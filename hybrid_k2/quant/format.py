@@ -31,6 +31,8 @@ class QuantFormat:
     the format.
     half_offsets: byte offsets of the float16 scales in a block; a block without them holds finite
     weights only if the codes themselves are finite, so for F32, F16 and BF16 it is empty.
+    is_finite: uint8 array [N, block_bytes] -> whether all weights are finite, for the formats whose
+    scales are no float16 fields; without torch.
     """
 
     name: str
@@ -40,6 +42,7 @@ class QuantFormat:
     decode: Callable[[Tensor], Tensor]
     encode: Callable[[np.ndarray], np.ndarray] | None = None
     half_offsets: tuple[int, ...] = ()
+    is_finite: Callable[[np.ndarray], bool] | None = None
 
     @property
     def bits_per_weight(self) -> float:

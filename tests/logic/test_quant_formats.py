@@ -29,6 +29,8 @@ def random_blocks(quant: QuantFormat, num_blocks: int, seed: int = 0) -> np.ndar
         finite[: len(EXTREME_SCALES)] = EXTREME_SCALES[:num_blocks, None]
         for column, offset in enumerate(quant.half_offsets):
             blocks[:, offset : offset + 2] = finite[:, [column]].astype("<u2").view(np.uint8)
+    elif quant.name == "MXFP4":
+        blocks[:, 0] %= 253  # the largest exponents overflow
     else:
         blocks[:, -1] &= 0xBB  # clears a bit of every exponent
     return blocks
@@ -118,8 +120,8 @@ def test_no_type_is_both_read_and_refused() -> None:
 
 def test_a_refusal_names_the_type_and_what_to_use() -> None:
     assert why_unsupported(144, "") == "ik_llama.cpp-only type IQ4_KS (144); use a mainline quant"
-    assert why_unsupported(23, "Q4_K") == (
-        "type IQ4_XS (23), which is not supported; supported are Q4_K"
+    assert why_unsupported(40, "Q4_K") == (
+        "type NVFP4 (40), which is not supported; supported are Q4_K"
     )
     assert type_name(9999) == "unknown"
 
