@@ -148,7 +148,8 @@ class LatentAttention:
 
         kv = self._kv_a_proj(x).to(self.device)
         latent, k_pe = kv.split([config.kv_lora_rank, config.qk_rope_head_dim], dim=-1)
-        latents = torch.cat([self._kv_a_norm(latent), rotate(k_pe, cos, sin)], dim=-1)
+        latent = self._kv_a_norm(latent).to(self.device)
+        latents = torch.cat([latent, rotate(k_pe, cos, sin)], dim=-1)  # [T, latent_dim]
 
         outs, first = [], 0
         for span in spans:
