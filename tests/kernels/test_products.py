@@ -3,6 +3,10 @@
 A tier that lacks a kernel for a type falls to its parent; the pair is run all the same.
 """
 
+import ctypes
+import mmap
+import os
+
 import numpy as np
 import pytest
 
@@ -85,12 +89,40 @@ def test_many_tokens_get_the_same_bits_with_any_thread_count(pool, rng, tier, qu
 
 
 @pairs
-def test_weights_may_lie_at_any_address_and_end_with_the_memory(pool, rng, tier, quant):
+def test_weights_may_lie_at_any_address(pool, rng, tier, quant):
     stored = random_stored(quant, (5, 768), rng)
     x = rng.standard_normal((3, 768)).astype(np.float32)
     shifted = np.concatenate([np.zeros(3, np.uint8), stored.data])[3:]
     moved = type(stored)(quant, stored.shape, shifted, stored.weights)
     np.testing.assert_array_equal(linear(pool, tier, moved, x), linear(pool, tier, stored, x))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pairs
+def test_nothing_is_read_behind_the_last_weight(rng, tier, quant):
+    """The weights end where a page without access begins: reading on would kill the child."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    page = mmap.PAGESIZE
+    for cols in (*column_counts(quant), 512):
+        stored = random_stored(quant, (3, cols), rng)
+        size = -(-stored.data.size // page) * page
+        memory = np.frombuffer(mmap.mmap(-1, size + page), np.uint8)
+        guard = ctypes.c_void_p(memory.ctypes.data + size)
+        assert libc.mprotect(guard, ctypes.c_size_t(page), 0) == 0
+        at_the_end = memory[size - stored.data.size : size]
+        at_the_end[:] = stored.data
+        moved = type(stored)(quant, stored.shape, at_the_end, stored.weights)
+        for tokens in (1, 16):
+            x = rng.standard_normal((tokens, cols)).astype(np.float32)
+            child = os.fork()
+            if child == 0:
+                try:
+                    linear(_cpu.ThreadPool(1), tier, moved, x)
+                    os._exit(0)
+                finally:
+                    os._exit(1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, (cols, tokens)
 
 
 @pairs

@@ -89,11 +89,10 @@ struct QuantisedRow {
       Format::load(row + u * kUnitBytes, w);
       for (int i = 0; i < N; ++i) add(w, x[i], u, sum[i]);
     }
-    const int64_t rest = cols % kUnit;
+    const unsigned rest = static_cast<unsigned>(cols % kUnit);
     if (rest) {  // zero blocks fill the last unit; the activations are padded with zeros
       alignas(64) uint8_t tail[kUnitBytes] = {};
-      memcpy(tail, row + units * kUnitBytes,
-             static_cast<size_t>(rest / Format::kBlock * Format::kBlockBytes));
+      memcpy(tail, row + units * kUnitBytes, rest / Format::kBlock * Format::kBlockBytes);
       Unit w;
       Format::load(tail, w);
       for (int i = 0; i < N; ++i) add(w, x[i], units, sum[i]);

@@ -49,6 +49,17 @@ HK2_INLINE __m512i reduce(const __m512i p[4]) {
   return _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
 }
 
+// The blocks behind the last whole unit of a row, filled up with zero blocks in `tail` (one unit);
+// the activations are padded with zeros.
+template <class Format>
+HK2_INLINE const uint8_t* last_unit(const uint8_t* row, int64_t cols, uint8_t* tail) {
+  constexpr unsigned kUnitBytes = kUnit / Format::kBlock * Format::kBlockBytes;
+  const unsigned used = static_cast<unsigned>(cols % kUnit) / Format::kBlock * Format::kBlockBytes;
+  memset(tail, 0, kUnitBytes);
+  memcpy(tail, row + cols / kUnit * kUnitBytes, used);
+  return tail;
+}
+
 // Format: kGroup (16 or 32), kMaxCode, kMinFactor, kBlock (weights), kBlockBytes, `static Unit
 // load(const uint8_t*)`.
 template <class Format>
@@ -99,12 +110,9 @@ struct QuantisedRow {
       const Unit w = Format::load(row + u * kUnitBytes);
       for (int i = 0; i < N; ++i) add(w, x[i], u, sum[i]);
     }
-    const int64_t rest = cols % kUnit;
-    if (rest) {  // zero blocks fill the last unit; the activations are padded with zeros
-      alignas(64) uint8_t tail[kUnitBytes] = {};
-      memcpy(tail, row + units * kUnitBytes,
-             static_cast<size_t>(rest / Format::kBlock * Format::kBlockBytes));
-      const Unit w = Format::load(tail);
+    if (cols % kUnit) {
+      alignas(64) uint8_t tail[kUnitBytes];
+      const Unit w = Format::load(last_unit<Format>(row, cols, tail));
       for (int i = 0; i < N; ++i) add(w, x[i], units, sum[i]);
     }
     for (int i = 0; i < N; ++i) y[i * y_stride] = total(sum[i]);

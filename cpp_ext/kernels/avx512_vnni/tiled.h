@@ -119,13 +119,8 @@ class TiledKernel {
 
   static HK2_INLINE void unpack(const uint8_t* row, int64_t unit, int64_t cols, UnpackedRow& out) {
     alignas(64) uint8_t tail[kUnitBytes];
-    const uint8_t* bytes = row + unit * kUnitBytes;
-    const int64_t rest = cols - unit * kUnit;
-    if (rest < kUnit) {  // as in QuantisedRow::dot
-      memset(tail, 0, sizeof tail);
-      memcpy(tail, bytes, static_cast<size_t>(rest / Format::kBlock * Format::kBlockBytes));
-      bytes = tail;
-    }
+    const bool whole = (unit + 1) * kUnit <= cols;
+    const uint8_t* bytes = whole ? row + unit * kUnitBytes : last_unit<Format>(row, cols, tail);
     const Unit w = Format::load(bytes);
     for (int j = 0; j < 4; ++j) out.codes[j] = w.codes[j];
     _mm512_store_ps(out.scales, w.scales);
