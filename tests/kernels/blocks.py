@@ -23,6 +23,16 @@ _HALF_SCALES = {
     "Q4_K": {0: 0.002, 2: 0.01},
     "Q5_K": {0: 0.001, 2: 0.01},
     "Q6_K": {208: 0.0005},
+    "IQ1_S": {0: 0.1},
+    "IQ2_XXS": {0: 0.02},
+    "IQ2_XS": {0: 0.02},
+    "IQ2_S": {0: 0.02},
+    "IQ3_XXS": {0: 0.007},
+    "IQ3_S": {0: 0.007},
+    "IQ4_NL": {0: 0.015},
+    "IQ4_XS": {0: 0.0008},
+    "TQ1_0": {52: 1},
+    "TQ2_0": {64: 1},
 }
 FLOAT_TYPES = ("F32", "F16", "BF16")
 
@@ -56,12 +66,22 @@ def random_stored(quant: str, shape: tuple[int, ...], rng: np.random.Generator) 
         )
     else:
         raw = rng.integers(0, 256, (blocks, num_bytes), dtype=np.uint8)
-        for offset, magnitude in _HALF_SCALES[quant].items():
-            signed = magnitude * rng.uniform(0.5, 1.5, blocks) * rng.choice([-1, 1], blocks)
-            scales = signed.astype(np.float16)
-            raw[:, offset : offset + 2] = scales[:, None].view(np.uint8)
+        for offset, magnitude in _HALF_SCALES.get(quant, {}).items():
+            raw[:, offset : offset + 2] = _halves(magnitude, blocks, rng)[:, None].view(np.uint8)
+        if quant == "MXFP4":
+            raw[:, 0] = rng.integers(124, 128, blocks)  # 2^(e - 128)
+        if quant == "IQ1_M":  # the four nibbles of a half lie on top of the last four words
+            bits = _halves(0.1, blocks, rng).view(np.uint16)
+            for nibble, offset in enumerate((49, 51, 53, 55)):
+                raw[:, offset] = (raw[:, offset] & 15) | (bits >> 4 * nibble & 15) << 4
     data = np.ascontiguousarray(raw).reshape(-1).view(np.uint8)
     return Stored(quant, shape, data, dequantised(quant, data).astype(np.float64).reshape(shape))
+
+
+def _halves(magnitude: float, count: int, rng: np.random.Generator) -> np.ndarray:
+    """float16 [count] of either sign around a magnitude."""
+    signed = magnitude * rng.uniform(0.5, 1.5, count) * rng.choice([-1, 1], count)
+    return signed.astype(np.float16)
 
 
 def dequantised(quant: str, data: np.ndarray) -> np.ndarray:

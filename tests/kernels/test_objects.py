@@ -1,6 +1,7 @@
 """Kernel objects keep to themselves: one exported symbol each, no intrinsics outside kernels/."""
 
 import re
+import runpy
 import shutil
 import subprocess
 from pathlib import Path
@@ -34,6 +35,14 @@ def test_a_kernel_object_exports_one_symbol(source):
         check=True,
     ).stdout.splitlines()
     assert [line.split()[-1] for line in lines] == [f"hk2_{source.parent.name}_{source.stem}"]
+
+
+def test_the_grids_are_the_gguf_packages():
+    folder = ROOT / "cpp_ext" / "kernels" / "grids"
+    script = runpy.run_path(str(folder / "write_grids.py"))
+    assert {path.stem for path in folder.glob("*.h")} == set(script["OFFSETS"])
+    for name in script["OFFSETS"]:
+        assert script["path_of"](name).read_text() == script["header"](name)
 
 
 def test_only_kernels_include_instruction_set_headers():
