@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hybrid_k2.errors import TokenizerError
+from hybrid_k2.text.call_ids import CallIds
 from hybrid_k2.text.markers import (
     IM_ASSISTANT,
     IM_END,
@@ -185,7 +186,7 @@ class ChatTemplate:
             yield from (Marker(IM_SYSTEM), "system", Marker(IM_MIDDLE))
             yield from (self.default_system, Marker(IM_END), self._rules.after_default_system)
         first_kept = self._first_kept_reasoning(messages, roles)
-        call_ids = _CallIds()
+        call_ids = CallIds()
         for index, (message, role) in enumerate(zip(messages, roles, strict=True)):
             where = f"messages[{index}]"
             yield from (Marker(_MARKER_OF_ROLE[role]), _string(message, "name", where) or role)
@@ -195,7 +196,7 @@ class ChatTemplate:
                 kept = reasoning if index >= first_kept else ""
                 yield from (Marker(THINK_BEGIN), kept, Marker(THINK_END))
             if role == "tool":
-                yield f"## Return of {call_ids.renamed(message, where)}\n"
+                yield f"## Return of {call_ids.renamed(_call_id(message, where))}\n"
             yield _content(message, role, where)
             if role == "assistant" and message.get("tool_calls"):
                 yield from _tool_calls(message["tool_calls"], call_ids, f"{where}.tool_calls")
@@ -215,30 +216,6 @@ class ChatTemplate:
             if roles[index] == "assistant" and not messages[index].get("tool_calls"):
                 return index + 1
         return 0
-
-
-class _CallIds:
-    """Gives the dialogue's tool calls the ids K2 was trained on: functions.<name>:<running number>.
-
-    Foreign ids in the history make the model invent ids of that kind, and then malformed calls.
-    """
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._new_of_old: dict[str, str] = {}
-
-    def assign(self, name: str, old: str) -> str:
-        new = f"functions.{name}:{self._count}"
-        self._count += 1
-        self._new_of_old[old] = new
-        return new
-
-    def renamed(self, message: Message, where: str) -> str:
-        """Returns the new id of the call a tool message answers, an unknown one as it is."""
-        old = _string(message, "tool_call_id", where)
-        if not old:
-            raise TokenizerError(f"{where}.tool_call_id is missing; it names the call answered")
-        return self._new_of_old.get(old, old)
 
 
 def _detect(template: str, tokenizer: Tokenizer) -> str:
@@ -277,6 +254,13 @@ def _string(message: Message, key: str, where: str) -> str:
     return value
 
 
+def _call_id(message: Message, where: str) -> str:
+    call_id = _string(message, "tool_call_id", where)
+    if not call_id:
+        raise TokenizerError(f"{where}.tool_call_id is missing; it names the call answered")
+    return call_id
+
+
 def _content(message: Message, role: str, where: str) -> str:
     """Returns a message's text; the text parts of a list are joined without a separator."""
     content = message.get("content")
@@ -306,7 +290,7 @@ def _part(part: Any, where: str) -> str:
     return text
 
 
-def _tool_calls(calls: Any, call_ids: _CallIds, where: str) -> Iterator[str]:
+def _tool_calls(calls: Any, call_ids: CallIds, where: str) -> Iterator[str]:
     if not isinstance(calls, list | tuple):
         raise TokenizerError(f"{where} must be a list, is a {type(calls).__name__}")
     yield Marker(TOOL_SECTION_BEGIN)
@@ -318,7 +302,7 @@ def _tool_calls(calls: Any, call_ids: _CallIds, where: str) -> Iterator[str]:
         if not name:
             raise TokenizerError(f"{where}[{index}].function.name is missing")
         old = _string(call, "id", f"{where}[{index}]")
-        yield from (Marker(TOOL_CALL_BEGIN), call_ids.assign(name, old))
+        yield from (Marker(TOOL_CALL_BEGIN), call_ids.rename(name, old))
         yield Marker(TOOL_ARGUMENT_BEGIN)
         yield _arguments(function.get("arguments"), f"{where}[{index}].function.arguments")
         yield Marker(TOOL_CALL_END)

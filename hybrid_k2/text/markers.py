@@ -17,6 +17,12 @@ TOOL_MARKERS = (
     TOOL_CALL_END,
     TOOL_SECTION_END,
 )
+# Spellings that K2's report uses and its vocabulary lacks; models write them as ordinary text.
+TOOL_MARKER_ALIASES = {
+    "<|tool_call_section_begin|>": TOOL_SECTION_BEGIN,
+    "<|tool_call_section_end|>": TOOL_SECTION_END,
+    "<|tool_arguments_begin|>": TOOL_ARGUMENT_BEGIN,
+}
 
 # An answer ends at any of these; a base model ends with [EOS], a chat model with <|im_end|>.
 END_TOKENS = (IM_END, "[EOS]", "[EOT]")

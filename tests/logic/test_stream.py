@@ -24,7 +24,7 @@ def run(ids: list[int], stop: tuple[str, ...] = (), thinking: bool = False) -> d
     """All text by channel; checks on the way that every delta is worth sending."""
     stream = TextStream(TOKENIZER, stop, thinking)
     deltas = [delta for token_id in ids for delta in stream.push(token_id)] + stream.finish()
-    assert all(delta.text and not delta.is_marker for delta in deltas)
+    assert all(delta.text for delta in deltas)
     assert stream.finish() == []
     return {
         channel: "".join(d.text for d in deltas if d.channel == channel)
@@ -150,7 +150,7 @@ R, C = TOKENIZER.encode("reason"), TOKENIZER.encode("content")
         ([CLOSE, *C], False, "", "content"),
         ([OPEN, *R, CLOSE, *C], False, "reason", "content"),
         ([OPEN, *R, OPEN, *R, CLOSE, *C], True, "reasonreason", "content"),
-        ([OPEN, *R, SECTION, *C], True, "reason", "<|tool_calls_section_begin|>content"),
+        ([OPEN, *R, SECTION, *C], True, "reason", "content"),
         (TOKENIZER.encode("<think>a</think>"), False, "", "<think>a</think>"),
         ([OPEN, BYTE_IDS[0xE4], CLOSE, BYTE_IDS[0xBD], *C], True, "\ufffd", "\ufffdcontent"),
     ],
@@ -178,14 +178,13 @@ def test_content_held_back_comes_before_later_reasoning() -> None:
 
 
 @pytest.mark.parametrize("token_id", sorted({*range(456, 712)} - {OPEN, CLOSE}))
-def test_control_tokens_vanish_except_those_of_tool_calls(token_id: int) -> None:
-    name = TOKENIZER.control_text(token_id)
-    shown = name if name in TOOL_MARKERS else ""
-    assert run([*C, token_id, *C])["content"] == f"content{shown}content"
+def test_control_tokens_vanish(token_id: int) -> None:
+    assert run([*C, token_id, *C])["content"] == "contentcontent"
 
 
-def test_a_stop_string_may_be_the_name_of_a_tool_marker() -> None:
-    assert run([*C, SECTION, *C], ("<|tool_calls",))["content"] == "content"
+@pytest.mark.parametrize("name", TOOL_MARKERS)
+def test_without_tools_a_marker_that_the_model_spells_is_text(name: str) -> None:
+    assert run(TOKENIZER.encode(name))["content"] == name
 
 
 def test_an_id_outside_the_vocabulary_is_an_error() -> None:
