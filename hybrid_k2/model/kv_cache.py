@@ -10,7 +10,7 @@ import torch
 
 
 class LatentCache:
-    """Rows [0, length) of every layer are valid. Not thread-safe; owned by one sequence at a time."""
+    """Rows [0, length) of every layer are valid. Owned by one sequence at a time."""
 
     def __init__(
         self,
