@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hybrid_k2.engine.scheduler import Work
-from hybrid_k2.model.kimi_k2 import Span
+from hybrid_k2.model.span import Span
 
 
 class Runner:

@@ -7,35 +7,16 @@ nothing of files, rules, sampling or text.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from hybrid_k2.config import K2Config
 from hybrid_k2.model.kv_cache import LatentCache
 from hybrid_k2.model.rope import Rope, rotate
+from hybrid_k2.model.span import Span
 
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cos and sin of every token's position
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Consecutive tokens of one sequence, from its cache's length on, and which of their logits
-    are wanted.
-    """
-
-    cache: LatentCache
-    token_ids: Sequence[int]
-    logits: Literal["none", "last", "all"] = "last"
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.token_ids)
-
-    @property
-    def positions(self) -> torch.Tensor:
-        return torch.arange(self.cache.length, self.cache.length + self.num_tokens)
 
 
 class KimiK2:
@@ -66,7 +47,7 @@ class KimiK2:
         for span in spans:
             span.cache.reserve(span.cache.length + span.num_tokens)
         token_ids = torch.tensor([token_id for span in spans for token_id in span.token_ids])
-        rotation = self._rope.angles(torch.cat([span.positions for span in spans]))
+        rotation = self._rope.angles(_positions(spans))
         h = self._embed_tokens(token_ids)  # [T, hidden]
         for layer in self._layers:
             h = layer(h, rotation, spans)
@@ -75,7 +56,7 @@ class KimiK2:
         return self._logits(h, spans)
 
     def _logits(self, h: torch.Tensor, spans: Sequence[Span]) -> list[torch.Tensor | None]:
-        wanted = [_logit_rows(span) for span in spans]
+        wanted = [span.num_logits for span in spans]
         if not any(wanted):
             return [None] * len(spans)
         ends = torch.tensor([0] + [span.num_tokens for span in spans]).cumsum(0).tolist()
@@ -85,8 +66,10 @@ class KimiK2:
         return [next(parts) if n else None for n in wanted]
 
 
-def _logit_rows(span: Span) -> int:
-    return {"none": 0, "last": 1, "all": span.num_tokens}[span.logits]
+def _positions(spans: Sequence[Span]) -> torch.Tensor:
+    """[T] int64: where in its own sequence each token stands."""
+    starts = ((span.cache.length, span.num_tokens) for span in spans)
+    return torch.cat([torch.arange(start, start + length) for start, length in starts])
 
 
 class DecoderLayer:

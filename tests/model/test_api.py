@@ -1,5 +1,8 @@
 """The public Engine on whole files: what it opens, and what it refuses before loading."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from gguf_factory import tiny_config, write_tiny_k2
@@ -118,3 +121,15 @@ def poison(path, name: str) -> None:
     data = path.read_bytes()
     at = data.index(stored)
     path.write_bytes(data[:at] + b"\xff\x7f" + data[at + 2 :])
+
+
+def test_a_wrong_file_is_refused_without_importing_torch(tmp_path):
+    (tmp_path / "empty.gguf").touch()
+    code = (
+        "import sys; from hybrid_k2 import Engine\n"
+        "try: Engine.open(sys.argv[1])\n"
+        "except Exception as error: print(type(error).__name__, 'torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "empty.gguf")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["ModelFileError", "False"]
