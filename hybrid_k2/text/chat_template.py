@@ -30,6 +30,7 @@ from hybrid_k2.text.markers import (
     TOOL_SECTION_END,
 )
 from hybrid_k2.text.tokenizer import Tokenizer
+from hybrid_k2.text.typescript_tools import typescript_declaration
 
 logger = logging.getLogger(__name__)
 
@@ -56,12 +57,16 @@ class Variant:
     thinks: bool = False
     # Later templates put <think> into the prompt; before, the model begins its answer with it.
     prompt_opens_thinking: bool = False
+    # Later models are told of their tools in TypeScript, the earlier ones in JSON.
+    typescript_tools: bool = False
 
 
 VARIANTS: Mapping[str, Variant] = {
     "instruct": Variant(after_default_system="\n"),
     "thinking": Variant(thinks=True),
-    "k2.5": Variant(default_system=None, thinks=True, prompt_opens_thinking=True),
+    "k2.5": Variant(
+        default_system=None, thinks=True, prompt_opens_thinking=True, typescript_tools=True
+    ),
 }
 
 
@@ -180,7 +185,7 @@ class ChatTemplate:
         roles = [_role(message, index) for index, message in enumerate(messages)]
         if tools:
             yield from (Marker(IM_SYSTEM), "tool_declare", Marker(IM_MIDDLE))
-            yield _declaration(tools)
+            yield _declaration(tools, self._rules.typescript_tools)
             yield Marker(IM_END)
         if roles[0] != "system" and self.default_system is not None:
             yield from (Marker(IM_SYSTEM), "system", Marker(IM_MIDDLE))
@@ -321,11 +326,12 @@ def _arguments(arguments: Any, where: str) -> str:
     return _json(arguments, where)
 
 
-def _declaration(tools: Any) -> str:
-    """Returns the tools as the model was trained on them: compact JSON, all keys sorted."""
+def _declaration(tools: Any, as_typescript: bool) -> str:
+    """Returns the tools as the model was trained on them: TypeScript, or compact JSON, sorted."""
     if not isinstance(tools, list | tuple) or not all(isinstance(tool, Mapping) for tool in tools):
         raise TokenizerError("tools must be a list of objects, each with type and function")
-    return _json(tools, "tools", separators=(",", ":"), sort_keys=True)
+    text = typescript_declaration(tools) if as_typescript else None
+    return text or _json(tools, "tools", separators=(",", ":"), sort_keys=True)
 
 
 def _json(value: Any, where: str, **options: Any) -> str:
