@@ -16,8 +16,6 @@ from hybrid_k2.model.kv_cache import LatentCache
 from hybrid_k2.model.rope import Rope, rotate
 from hybrid_k2.model.span import Span
 
-Rotation = tuple[torch.Tensor, torch.Tensor]  # cos and sin of every token's position
-
 
 class KimiK2:
     def __init__(self, config: K2Config, modules: Mapping[str, Any]) -> None:
@@ -47,7 +45,7 @@ class KimiK2:
         for span in spans:
             span.cache.reserve(span.cache.length + span.num_tokens)
         token_ids = torch.tensor([token_id for span in spans for token_id in span.token_ids])
-        rotation = self._rope.angles(_positions(spans))
+        rotation = self._rope.rotation(_positions(spans))
         h = self._embed_tokens(token_ids)  # [T, hidden]
         for layer in self._layers:
             h = layer(h, rotation, spans)
@@ -85,7 +83,9 @@ class DecoderLayer:
         else:
             self._feed_forward = MixtureOfExperts(f"{name}.mlp", modules)
 
-    def __call__(self, h: torch.Tensor, rotation: Rotation, spans: Sequence[Span]) -> torch.Tensor:
+    def __call__(
+        self, h: torch.Tensor, rotation: torch.Tensor, spans: Sequence[Span]
+    ) -> torch.Tensor:
         """h: [T, hidden], the spans' tokens one after another. Returns it on the attention's
         device.
         """
@@ -120,19 +120,21 @@ class LatentAttention:
     def cache_placement(self) -> tuple[torch.device, torch.dtype]:
         return self._attend.device, self._attend.kv_dtype
 
-    def __call__(self, x: torch.Tensor, rotation: Rotation, spans: Sequence[Span]) -> torch.Tensor:
+    def __call__(
+        self, x: torch.Tensor, rotation: torch.Tensor, spans: Sequence[Span]
+    ) -> torch.Tensor:
         """x: [T, hidden], normalised. Returns [T, hidden]."""
         config = self._config
-        cos, sin = (part.to(self.device) for part in rotation)  # [T, rope / 2]
+        rotation = rotation.to(self.device)  # [T, rope / 2]
 
         q = self._queries(x).to(self.device).unflatten(-1, (config.num_attention_heads, -1))
         q_nope, q_pe = q.split([config.qk_nope_head_dim, config.qk_rope_head_dim], dim=-1)
-        q_pe = rotate(q_pe, cos, sin)  # [T, heads, rope]
+        q_pe = rotate(q_pe, rotation)  # [T, heads, rope]
 
         kv = self._kv_a_proj(x).to(self.device)
         latent, k_pe = kv.split([config.kv_lora_rank, config.qk_rope_head_dim], dim=-1)
         latent = self._kv_a_norm(latent).to(self.device)
-        latents = torch.cat([latent, rotate(k_pe, cos, sin)], dim=-1)  # [T, latent_dim]
+        latents = torch.cat([latent, rotate(k_pe, rotation)], dim=-1)  # [T, latent_dim]
 
         outs, first = [], 0
         for span in spans:

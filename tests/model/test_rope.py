@@ -31,7 +31,7 @@ FREQUENCIES = {  # pair -> inverse frequency
 
 def turn(x: torch.Tensor, position: int, yarn: YarnConfig | None) -> torch.Tensor:
     angle = position * inverse_frequencies(64, 50000.0, yarn)
-    return rotate(x[None].double(), angle.cos()[None], angle.sin()[None])[0]
+    return rotate(x[None].double(), torch.polar(torch.ones_like(angle), angle)[None])[0]
 
 
 @pytest.mark.parametrize("yarn", ROTATED, ids=["instruct", "thinking", "k2.5"])
