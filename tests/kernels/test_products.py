@@ -173,12 +173,12 @@ def test_infinite_tiny_and_zero_activations_do_not_crash(pool, rng, tier, quant)
 
 
 def test_the_table_names_the_tier_that_serves_each_type():
-    required = {"Q4_0", "Q4_K", "Q6_K", "Q8_0", "BF16"}
     for tier in _cpu.tiers():
         table = _cpu.Kernels(tier).table()
         assert list(table) == _cpu.quant_types()
-        assert set(table.values()) <= set(_cpu.tiers())
-        assert {table[quant] for quant in required} == {tier}
+        if tier in ("generic", "avx2", "avx512_vnni"):
+            assert set(table.values()) == {tier}
+        assert tier == "generic" or "generic" not in table.values()
     assert set(FLOAT_TYPES) <= set(_cpu.quant_types())
 
 

@@ -1,0 +1,31 @@
+// Q5_1 on AVX2: w = d * q + m; each block has a word of fifth bits.
+#include "fields.h"
+#include "quantised.h"
+
+namespace hk2 {
+namespace {
+
+struct Format {
+  static constexpr int kGroup = 32, kBlock = 32, kBlockBytes = sizeof(BlockQ5_1);
+  static constexpr bool kSigned = false;
+
+  static HK2_INLINE void load(const uint8_t* bytes, Unit& w) {
+    const BlockQ5_1* block = reinterpret_cast<const BlockQ5_1*>(bytes);
+    for (int b = 0; b < 8; ++b) {
+      const __m128i nibbles = load_16(block[b].qs);
+      const __m256i low = low_nibbles(_mm256_set_m128i(_mm_srli_epi16(nibbles, 4), nibbles));
+      int32_t high;
+      memcpy(&high, block[b].qh, 4);
+      w.codes[b] = _mm256_or_si256(low, _mm256_and_si256(where_set(high), _mm256_set1_epi8(16)));
+    }
+
+    const Halves halves = block_halves(block);
+    w.scales[0] = halves.first;
+    w.mins[0] = _mm256_sub_ps(_mm256_setzero_ps(), halves.second);
+  }
+};
+
+}  // namespace
+}  // namespace hk2
+
+HK2_EXPORT(avx2, Q5_1, multiply<QuantisedRow<Format>>)
