@@ -8,7 +8,7 @@ nothing of HTTP or of what a tool does.
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
@@ -110,6 +110,11 @@ class DeclaredTools:
             name = function.get("name") if isinstance(function, Mapping) else None
             if isinstance(name, str):
                 self._keys_of_name[name] = _property_names(function.get("parameters"))
+
+    @property
+    def names(self) -> Collection[str]:
+        """The declared names, in the order of declaration."""
+        return self._keys_of_name.keys()
 
     def name_in(self, id_text: str) -> str | None:
         """Returns the declared name that an id means: functions.<name>:<counter>, or nearly so."""
@@ -218,6 +223,8 @@ class ToolCalls:
     def _next(self, is_all: bool) -> tuple[str, str | None]:
         """Returns the held text's next certain stretch, and the marker if it spells one."""
         held = self._held
+        if not self._tools.names:  # a model that has nothing to call writes about markers
+            return held, None
         if self._in_string:
             rest = _STRING_REST.match(held)
             assert rest is not None  # it matches the empty text, too
