@@ -1,28 +1,34 @@
-"""An answer between engine and wire: tokens in, pieces of text with their logprobs out.
+"""An answer between engine and wire: tokens in, pieces of text and of tool calls out.
 
-Owns stop strings, the split into reasoning and content, and the counts for usage. Any API's routes
-can read it; it knows none of them.
+Owns stop strings, the split into reasoning, content and calls, and the counts for usage. Any API's
+routes can read it; it knows none of them.
 """
 
-from collections.abc import AsyncIterator, Sequence
+import logging
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from hybrid_k2.engine import SamplingParams
 from hybrid_k2.engine.sampler import TokenLogprobs
 from hybrid_k2.server.engine_thread import EngineThread, Generation
-from hybrid_k2.text import TextStream, Tokenizer
+from hybrid_k2.text import Delta, TextStream, Tokenizer
+from hybrid_k2.text.tool_calls import CallDelta, CallDropped
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What became certain of one choice: text of either kind, and the logprobs of its tokens.
+    """What became certain of one choice: text of either kind, calls, and its tokens' logprobs.
 
-    finish_reason: "stop" or "length" on a choice's last piece, else None.
+    finish_reason: "stop", "length" or "tool_calls" on a choice's last piece, else None.
     """
 
     index: int
     content: str = ""
     reasoning: str = ""
+    calls: tuple[CallDelta, ...] = ()
     logprobs: tuple[tuple[int, TokenLogprobs], ...] = ()
     finish_reason: str | None = None
 
@@ -62,10 +68,26 @@ class Answer:
         *,
         stop: Sequence[str] = (),
         thinking: bool = False,
+        tools: Sequence[Mapping[str, Any]] = (),
+        history: Sequence[Mapping[str, Any]] = (),
+        parallel_tool_calls: bool = True,
         timeout_s: float | None = None,
     ) -> "Answer":
-        """Hands the prompt to the engine; raises as EngineThread.submit does."""
-        streams = [TextStream(tokenizer, stop, thinking) for _ in choices]
+        """Hands the prompt to the engine; raises as EngineThread.submit does.
+
+        tools, history, parallel_tool_calls: as for TextStream.
+        """
+        streams = [
+            TextStream(
+                tokenizer,
+                stop,
+                thinking,
+                tools=tools,
+                history=history,
+                parallel_tool_calls=parallel_tool_calls,
+            )
+            for _ in choices
+        ]
         generation = await thread.submit(token_ids, choices, timeout_s)
         return cls(generation, len(token_ids), streams)
 
@@ -74,23 +96,27 @@ class Answer:
         async for index, output in self._generation:
             choice = self._choices[index]
             self.usage.cached_tokens = max(self.usage.cached_tokens, output.num_cached_tokens)
-            deltas, finish_reason = [], output.finish_reason
+            deltas: list[Delta | CallDelta] = []
+            finish_reason = output.finish_reason
             if output.token_id is not None:
                 self.usage.completion_tokens += 1
                 deltas += choice.stream.push(output.token_id)
                 if output.logprobs is not None:
                     choice.logprobs.append((output.token_id, output.logprobs))
-            if choice.stream.stopped is not None:
+            if choice.stream.is_finished:
                 self._generation.abort(index)
                 finish_reason = "stop"
             if finish_reason is not None:
                 deltas += choice.stream.finish()
+                finish_reason = choice.stream.finish_reason(finish_reason)
             if not deltas and finish_reason is None:
                 continue
+            texts = [delta for delta in deltas if isinstance(delta, Delta)]
             yield Piece(
                 index,
-                content="".join(d.text for d in deltas if d.channel == "content"),
-                reasoning="".join(d.text for d in deltas if d.channel == "reasoning"),
+                content="".join(d.text for d in texts if d.channel == "content"),
+                reasoning="".join(d.text for d in texts if d.channel == "reasoning"),
+                calls=tuple(_answerable(deltas)),
                 logprobs=tuple(choice.logprobs),
                 finish_reason=finish_reason,
             )
@@ -99,3 +125,11 @@ class Answer:
     def close(self) -> None:
         """Aborts what still runs."""
         self._generation.close()
+
+
+def _answerable(deltas: Sequence[Delta | CallDelta]) -> Iterator[CallDelta]:
+    for delta in deltas:
+        if isinstance(delta, CallDropped):
+            log.warning("dropped the model's call %.80r: %s", delta.id_text, delta.reason)
+        elif not isinstance(delta, Delta):
+            yield delta

@@ -20,16 +20,18 @@ from hybrid_k2.engine.sampler import TokenLogprobs
 from hybrid_k2.server.answer import Answer, Piece, Usage
 from hybrid_k2.server.disconnect import ClientGoneError, run_until_disconnect
 from hybrid_k2.server.errors import ApiError, to_api_error
+from hybrid_k2.server.openai_tools import offered_tools, tool_call_chunk, tool_call_object
 from hybrid_k2.server.request_body import read_body
 from hybrid_k2.server.schemas import IGNORED_FIELDS, ChatCompletionRequest
 from hybrid_k2.server.service import Service
 from hybrid_k2.server.sse import DONE, SseResponse, data_event
 from hybrid_k2.text import Tokenizer
+from hybrid_k2.text.tool_calls import collect_calls
 
 log = logging.getLogger(__name__)
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody is there to read it
-MAX_REMEMBERED_FIELDS = 100
+MAX_REMEMBERED_WARNINGS = 100
 _BODY_DOCS = {
     "requestBody": {
         "required": True,
@@ -69,7 +71,7 @@ class ChatCompletions:
 
     async def respond(self, request: Request, body: ChatCompletionRequest) -> Response:
         """The whole answer, or a response that streams it; errors before its first byte raise."""
-        self._warn_of_unknown_fields(body)
+        self._warn_of_what_is_ignored(body)
         _check_model(self._service, body.model)
         _check_supported(body, self._service.core.max_sequences)
         try:
@@ -91,7 +93,7 @@ class ChatCompletions:
         service = self._service
         template, tokenizer = service.engine.template, service.engine.tokenizer
         choices = _choices(body, template.default_temperature)
-        tools = None if body.tool_choice == "none" else body.tools
+        tools = offered_tools(body)
         # Off the event loop: a long conversation takes a second to tokenise.
         token_ids = await asyncio.to_thread(
             template.render, body.messages, tools, max_tokens=service.core.context
@@ -103,15 +105,21 @@ class ChatCompletions:
             choices,
             stop=body.stop_strings,
             thinking=template.thinking,
+            tools=tools,
+            history=body.messages,
+            parallel_tool_calls=body.parallel_tool_calls is not False,
             timeout_s=service.settings.request_timeout_s,
         )
 
-    def _warn_of_unknown_fields(self, body: ChatCompletionRequest) -> None:
-        for name in body.model_extra or {}:
-            is_news = name not in IGNORED_FIELDS and name not in self._warned
-            if is_news and len(self._warned) < MAX_REMEMBERED_FIELDS:
-                self._warned.add(name)
-                log.warning("field %.60r of chat completions is not known here; ignored", name)
+    def _warn_of_what_is_ignored(self, body: ChatCompletionRequest) -> None:
+        fields = [
+            f"field {name[:60]!r}" for name in body.model_extra or () if name not in IGNORED_FIELDS
+        ]
+        kinds = {str(tool.get("type"))[:60] for tool in body.tools or ()} - {"function"}
+        for what in (*fields, *(f"tool type {kind!r}" for kind in sorted(kinds))):
+            if what not in self._warned and len(self._warned) < MAX_REMEMBERED_WARNINGS:
+                self._warned.add(what)
+                log.warning("%s of chat completions is not known here; ignored", what)
 
 
 class _Chat:
@@ -146,6 +154,8 @@ class _Chat:
                 if piece.content or piece.logprobs:
                     logprobs = self._logprobs(piece.logprobs)
                     yield self._chunk(piece.index, {"content": piece.content}, logprobs)
+                for call in filter(None, map(tool_call_chunk, piece.calls)):
+                    yield self._chunk(piece.index, {"tool_calls": [call]})
                 if piece.finish_reason:
                     yield self._chunk(piece.index, {}, finish_reason=piece.finish_reason)
             if self._body.wants_usage_chunk:
@@ -164,6 +174,10 @@ class _Chat:
         reasoning = "".join(piece.reasoning for piece in pieces)
         if reasoning:
             message["reasoning_content"] = reasoning
+        calls = collect_calls(delta for piece in pieces for delta in piece.calls)
+        if calls:
+            message["content"] = message["content"] or None
+            message["tool_calls"] = [tool_call_object(call) for call in calls]
         logprobs = tuple(entry for piece in pieces for entry in piece.logprobs)
         return {
             "index": index,
@@ -175,7 +189,7 @@ class _Chat:
     def _chunk(
         self,
         index: int,
-        delta: dict[str, str],
+        delta: dict[str, Any],
         logprobs: dict[str, Any] | None = None,
         finish_reason: str | None = None,
     ) -> str:
@@ -262,10 +276,6 @@ def _check_supported(body: ChatCompletionRequest, max_choices: int) -> None:
             400,
             f"response_format {body.response_format.type[:80]!r} is not supported; use 'text'",
             param="response_format",
-        )
-    if body.tool_choice not in (None, "none", "auto"):
-        raise ApiError(
-            400, "tool_choice is not supported but for 'auto' and 'none'", param="tool_choice"
         )
 
 

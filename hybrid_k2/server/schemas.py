@@ -53,6 +53,7 @@ class ChatCompletionRequest(BaseModel):
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)] | None = None
     tools: Annotated[list[dict[str, Any]], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
 
     @property
@@ -70,7 +71,6 @@ class ChatCompletionRequest(BaseModel):
 IGNORED_FIELDS = frozenset(
     {
         "metadata",
-        "parallel_tool_calls",
         "prompt_cache_key",
         "safety_identifier",
         "service_tier",

@@ -22,8 +22,8 @@ CRASH = "crash"
 class ScriptedModel:
     """Gives the next token of the reply a probability near one.
 
-    replies: user text -> reply, parts of which may be control tokens by name, each a part of its
-    own.
+    replies: text of the last message -> reply, parts of which may be control tokens by name, each
+    a part of its own.
     """
 
     def __init__(self, tokenizer: Tokenizer, replies: dict[str, Sequence[str]]) -> None:
@@ -52,8 +52,7 @@ class ScriptedModel:
         special = self._tokenizer.special_id
         start = _last(token_ids, special("<|im_assistant|>"))
         answered = len(token_ids) - _next_index(token_ids, special("<|im_middle|>"), start) - 1
-        user = _last(token_ids[:start], special("<|im_user|>"))
-        first = _next_index(token_ids, special("<|im_middle|>"), user) + 1
+        first = _last(token_ids[:start], special("<|im_middle|>")) + 1
         said = token_ids[first : _next_index(token_ids, special("<|im_end|>"), first)]
         text = self._tokenizer.decode(said)
         if text == CRASH:
