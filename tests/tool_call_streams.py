@@ -73,11 +73,16 @@ def as_bytes(text: str) -> list[int]:
     return ids
 
 
-def as_alias(text: str) -> list[int]:
-    """The report's spellings, which are in no vocabulary."""
+def aliased(text: str) -> str:
+    """Markers as K2's report spells them, where that is otherwise than the vocabulary has them."""
     for name, alias in ALIAS.items():
         text = text.replace(name, alias)
-    return as_tokens(text)
+    return text
+
+
+def as_alias(text: str) -> list[int]:
+    """The report's spellings, with control tokens for the others."""
+    return as_tokens(aliased(text))
 
 
 WAYS = [as_tokens, as_text, as_bytes, as_alias]

@@ -6,10 +6,11 @@ tokens, spelt byte by byte, and spelt otherwise.
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tool_call_streams import WAYS, as_text, calls, read, spelt
+from tool_call_streams import WAYS, aliased, as_text, as_tokens, calls, read, spelt
 
 # name: (stream, reasoning, content, (name, arguments) of each call)
 CASES: dict[str, tuple[str, str, str, list[tuple[str, str]]]] = {
@@ -64,6 +65,12 @@ CASES: dict[str, tuple[str, str, str, list[tuple[str, str]]]] = {
         "",
         "",
         [("f", '{"x":1}')],
+    ),
+    "section end closes a call without arguments": (
+        "⟨B⟩⟨b⟩functions.f:0⟨a⟩ ⟨E⟩",
+        "",
+        "",
+        [("f", "{}")],
     ),
     "a call begins before the last has ended": (
         '⟨B⟩⟨b⟩functions.f:0⟨a⟩{"x":1}⟨b⟩functions.g:1⟨a⟩{}⟨e⟩⟨E⟩',
@@ -139,13 +146,24 @@ def test_every_known_stream_is_read_as_it_was_meant(name: str, way: Any) -> None
     assert read(way(spelt(text))) == (reasoning, content, calls(*named), reason)
 
 
+@pytest.mark.parametrize("spelling", [str, aliased])
 @pytest.mark.parametrize("name", CASES)
-def test_a_marker_spelt_over_two_tokens_is_the_same_wherever_it_is_cut(name: str) -> None:
+def test_a_marker_spelt_over_two_tokens_is_the_same_wherever_it_is_cut(
+    name: str, spelling: Callable[[str], str]
+) -> None:
     text, reasoning, content, named = CASES[name]
-    text = spelt(text)
+    text = spelling(spelt(text))
     within_think = {
         i for m in re.finditer("</?think>", text) for i in range(m.start() + 1, m.end())
     }
     for border in set(range(len(text) + 1)) - within_think:
         ids = as_text(text[:border]) + as_text(text[border:])
         assert read(ids)[:3] == (reasoning, content, calls(*named)), border
+
+
+@pytest.mark.parametrize("behind", ["</think>c⟨B⟩", "⟨B⟩", ""])
+def test_a_prompt_that_opened_the_reasoning_needs_no_think_token(behind: str) -> None:
+    text = spelt(f"r{behind}⟨b⟩functions.f:0⟨a⟩{{}}⟨e⟩⟨E⟩")
+    content = "c" if "c" in behind else ""
+    answer = read(as_tokens(text), thinking=True)
+    assert answer == ("r", content, calls(("f", "{}")), "tool_calls")
