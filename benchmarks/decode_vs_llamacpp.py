@@ -27,7 +27,7 @@ from hybrid_k2 import _cpu
 from hybrid_k2.checkpoint import Checkpoint, open_checkpoint
 from hybrid_k2.config import RuntimeConfig
 from hybrid_k2.engine.loader import load_model
-from hybrid_k2.model.kimi_k2 import Span
+from hybrid_k2.model.span import Span
 from hybrid_k2.rules import load_rules, make_plan, probe_hardware
 
 RESULTS = Path(__file__).with_name("results")
@@ -40,7 +40,7 @@ class HybridK2:
         runtime = RuntimeConfig(context=context, num_threads=num_threads)
         modules, config = checkpoint.modules(), checkpoint.config
         plan = make_plan(modules, config, load_rules("cpu"), runtime, probe_hardware())
-        self._model = load_model(config, plan, runtime)
+        self._model = load_model(checkpoint, plan, runtime)
         self._cache = self._model.new_cache()
 
     def reset(self) -> None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from hybrid_k2.backends.registry import BackendSpec
+from hybrid_k2.backends.registry import MMAP, BackendSpec
+from hybrid_k2.backends.weight_memory import ram_bytes
 
 if TYPE_CHECKING:
     from hybrid_k2.config import K2Config, RuntimeConfig
@@ -80,7 +81,10 @@ def footprint(
     if spec.name == "reference":
         scratch += max(_FLOAT32 * prod(tensor.shape[-2:]) for tensor in tensors.values())
     if device == "cpu":
-        return Footprint(stored_bytes, scratch={"cpu": scratch}, reads={"cpu": reads})
+        load = kwargs.get("load", MMAP)
+        ram = ram_bytes([tensor.num_bytes for tensor in tensors.values()], load)
+        mapped = stored_bytes if load == MMAP else 0
+        return Footprint(mapped, ram, scratch={"cpu": scratch}, reads={"cpu": reads})
     if spec.name == "reference":
         return Footprint(stored_bytes, scratch={device: scratch}, reads={"cpu": reads})
     if kwargs["weights"] == "bfloat16":

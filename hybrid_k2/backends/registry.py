@@ -27,7 +27,8 @@ class KwargSpec:
     """One keyword of a backend: its type, default, allowed values and a line of help.
 
     `cuda_default` replaces `default` where the module's device is a GPU. `pattern` must match a
-    str value as a whole; `help` then says in words what it matches.
+    str value as a whole; `help` then says in words what it matches. `is_for_loader`: it says how
+    the tensors get to the backend, which itself is not told.
     """
 
     type: type
@@ -36,6 +37,7 @@ class KwargSpec:
     help: str = ""
     cuda_default: Any = None
     pattern: str = ""
+    is_for_loader: bool = False
 
     @property
     def expected(self) -> str:
@@ -109,6 +111,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return guess + (f" (known: {', '.join(names)})" if names else " (none is known)")
 
 
+# Where the weights of a CPU backend lie: values of `load:`.
+MMAP, RAM, RAM_HUGE = "mmap", "ram", "ram+hugepages"
+
 _ANY_DEVICE = KwargSpec(str, "cpu", help="cpu, cuda or cuda:N", pattern=r"cpu|cuda(:\d{1,3})?")
 _GPU_DEVICE = KwargSpec(str, "cuda:0", help="cuda or cuda:N", pattern=r"cuda(:\d{1,3})?")
 _GPU_WEIGHTS = KwargSpec(
@@ -116,6 +121,13 @@ _GPU_WEIGHTS = KwargSpec(
     "stored",
     choices=("stored", "bfloat16"),
     help="stored: quantised bytes as in the file, decoded at use; bfloat16: decoded once at load",
+)
+_LOAD = KwargSpec(
+    str,
+    MMAP,
+    choices=(MMAP, RAM, RAM_HUGE),
+    help="mmap: used where the file is mapped; ram: read into memory of its own, on huge pages",
+    is_for_loader=True,
 )
 _KV_DTYPE = KwargSpec(
     str,
@@ -167,16 +179,22 @@ BACKENDS: dict[str, BackendSpec] = {
             "linear_cpu",
             ("Linear",),
             "hybrid_k2.backends.linear:LinearCpu",
-            "CPU kernels on the mapped blocks",
+            "CPU kernels on the stored blocks",
+            {"load": _LOAD},
         ),
         BackendSpec(
-            "mlp_cpu", ("MLP",), "hybrid_k2.backends.mlp:MlpCpu", "CPU kernels on the mapped blocks"
+            "mlp_cpu",
+            ("MLP",),
+            "hybrid_k2.backends.mlp:MlpCpu",
+            "CPU kernels on the stored blocks",
+            {"load": _LOAD},
         ),
         BackendSpec(
             "experts_cpu",
             ("Experts",),
             "hybrid_k2.backends.experts_cpu:ExpertsCpu",
-            "routed experts by the CPU kernels on the mapped blocks",
+            "routed experts by the CPU kernels on the stored blocks",
+            {"load": _LOAD},
         ),
         BackendSpec(
             "linear_gpu",
@@ -230,7 +248,11 @@ def create(
     wrong kwarg.
     """
     spec = find_backend(name, module_class)
-    resolved = spec.resolve_kwargs(kwargs or {})
+    resolved = {
+        key: value
+        for key, value in spec.resolve_kwargs(kwargs or {}).items()
+        if not spec.kwargs[key].is_for_loader
+    }
     module_name, _, attribute = spec.factory.format(module_class=module_class).partition(":")
     factory = getattr(importlib.import_module(module_name), attribute)
     return factory(tensors, context, **resolved)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from hybrid_k2.checkpoint.bulk_read import Extent
 from hybrid_k2.checkpoint.gguf_file import GgufFile, Metadata
 from hybrid_k2.checkpoint.gguf_names import to_canonical, to_gguf
 from hybrid_k2.checkpoint.modules import ModuleSpec, build_modules
@@ -45,6 +46,7 @@ class Checkpoint:
     tokenizer_dir: Path | None
     unused: tuple[str, ...]
     _modules: tuple[ModuleSpec, ...]
+    _extents: Mapping[str, Extent]
 
     @property
     def num_bytes(self) -> int:
@@ -59,6 +61,10 @@ class Checkpoint:
     def modules(self) -> list[ModuleSpec]:
         """The model's modules, shapes checked, in the order in which a token passes them."""
         return list(self._modules)
+
+    def locate(self, tensor: StoredTensor) -> Extent:
+        """Where the bytes of one of its tensors lie, however that was reshaped."""
+        return self._extents[tensor.name]
 
     def close(self) -> None:
         """Lets the mappings go; the system unmaps them once no tensor taken from here is alive."""
@@ -78,7 +84,7 @@ def open_checkpoint(model: Path | str, *, model_path: Path | str | None = None) 
     hf_dir = None if model_path is None else Path(model_path)
     try:
         config = _config(files, hf_dir)
-        stored, unknown = _stored_tensors(files)
+        stored, extents, unknown = _stored_tensors(files)
         modules = build_modules(config, stored)
     except ModelFileError as error:
         raise ModelFileError(f"{first.path}: {error}") from None
@@ -94,6 +100,7 @@ def open_checkpoint(model: Path | str, *, model_path: Path | str | None = None) 
         tokenizer_dir=_tokenizer_dir(first, hf_dir),
         unused=unused,
         _modules=tuple(modules),
+        _extents=extents,
     )
 
 
@@ -148,9 +155,10 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 def _stored_tensors(
     files: tuple[GgufFile, ...],
-) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
-    """The tensors by canonical name, and the GGUF names that this model has no place for."""
+) -> tuple[dict[str, StoredTensor], dict[str, Extent], tuple[str, ...]]:
+    """The tensors by canonical name, where they lie, and the GGUF names without a place here."""
     stored: dict[str, StoredTensor] = {}
+    extents: dict[str, Extent] = {}
     unknown: list[str] = []
     refused: dict[int, list[str]] = defaultdict(list)
     for file in files:
@@ -166,11 +174,13 @@ def _stored_tensors(
             elif quant is None:
                 refused[tensor.ggml_type].append(tensor.name)
             else:
-                stored[name] = StoredTensor(name, quant, tensor.shape, file.bytes_of(tensor))
+                data = file.bytes_of(tensor)
+                stored[name] = StoredTensor(name, quant, tensor.shape, data)
+                extents[name] = Extent(file.path, tensor.offset, data.nbytes)
     for ggml_type, names in refused.items():
         more = f" and {len(names) - 1} more tensors have" if names[1:] else " has"
         raise ModelFileError(names[0] + more + " the " + why_unsupported(ggml_type, _SUPPORTED))
-    return stored, tuple(unknown)
+    return stored, extents, tuple(unknown)
 
 
 def _tokenizer_dir(first: GgufFile, hf_dir: Path | None) -> Path | None:

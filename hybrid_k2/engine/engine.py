@@ -91,7 +91,7 @@ class EngineCore:
 
         config = checkpoint.config
         return cls(
-            load_model(config, plan, runtime, progress),
+            load_model(checkpoint, plan, runtime, progress),
             vocab_size=config.vocab_size,
             eos_token_ids=(*config.eos_token_ids, *eos_token_ids),
             context=plan.context,

@@ -1,36 +1,44 @@
 """From a plan to a model that can run: every module's backend, its weights in memory.
 
-Owns the order of loading and its progress. Knows nothing of what backends do with their tensors.
+Owns the order of loading, its progress, and where each module's bytes are put (`load:` of its
+rule). Knows nothing of what backends do with their tensors, nor of how files are read.
 """
 
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from hybrid_k2.backends import registry
 from hybrid_k2.backends.context import BackendContext
 from hybrid_k2.backends.cpu_kernels import open_cpu_kernels
-from hybrid_k2.config import K2Config, RuntimeConfig
+from hybrid_k2.backends.weight_memory import allocate
+from hybrid_k2.checkpoint.bulk_read import BulkReader
+from hybrid_k2.config import RuntimeConfig
 from hybrid_k2.model.kimi_k2 import KimiK2
+from hybrid_k2.quant.stored import StoredTensor
 
 if TYPE_CHECKING:
+    from hybrid_k2.checkpoint import Checkpoint
     from hybrid_k2.rules import Plan
 
 Progress = Callable[[str, int, int], None]  # (phase, done_bytes, total_bytes)
-
-PAGE_BYTES = 4096
-CHUNK_BYTES = 64 << 20  # read between two progress calls: under 0.1 s from an NVMe disk
+Tensors = Mapping[str, StoredTensor]
 
 
 def load_model(
-    config: K2Config, plan: "Plan", runtime: RuntimeConfig, progress: Progress | None = None
+    checkpoint: "Checkpoint",
+    plan: "Plan",
+    runtime: RuntimeConfig,
+    progress: Progress | None = None,
 ) -> KimiK2:
     """Builds the planned backends, each once its bytes were read: no token waits for the disk.
 
-    Weights stay where the file is mapped unless their backend copies them. An exception raised by
-    `progress`, or Ctrl-C, ends loading within one chunk.
+    Weights stay where the file is mapped unless their rule says `load: ram` or their backend copies
+    them. An exception raised by `progress`, or Ctrl-C, ends loading within a few chunks. Raises
+    ModelFileError for a file that changed or cannot be read.
     """
     report = progress or (lambda phase, done_bytes, total_bytes: None)
     # Torch's idle threads spin between its operations and would take the kernels' cores: a token of
@@ -40,26 +48,48 @@ def load_model(
     total_bytes = sum(entry.module.num_bytes for entry in plan.entries)
     done_bytes = 0
     modules = {}
+
+    def count(num_bytes: int) -> None:
+        nonlocal done_bytes
+        done_bytes += num_bytes
+        report("loading", done_bytes, total_bytes)
+
     report("loading", 0, total_bytes)
-    for entry in plan.entries:
-        module = entry.module
-        for tensor in module.tensors.values():
-            for num_bytes in read_pages(tensor.data, CHUNK_BYTES):
-                done_bytes += num_bytes
-                report("loading", done_bytes, total_bytes)
-        context = BackendContext(config, runtime, kernels, module.layer_idx)
-        modules[module.name] = registry.create(
-            entry.backend, module.module_class, module.tensors, context, entry.kwargs
-        )
-    return KimiK2(config, modules)
+    try:
+        with BulkReader(count) as reader:
+            for entry in plan.entries:
+                module, load = entry.module, entry.kwargs.get("load", registry.MMAP)
+                context = BackendContext(checkpoint.config, runtime, kernels, module.layer_idx)
+                modules[module.name] = registry.create(
+                    entry.backend,
+                    module.module_class,
+                    _in_memory(reader, checkpoint, module.tensors, load),
+                    context,
+                    entry.kwargs,
+                )
+    except BaseException as error:
+        modules.clear()  # half a model, which the traceback of whoever catches this would keep
+        traceback.clear_frames(error.__traceback__)
+        raise
+    return KimiK2(checkpoint.config, modules)
 
 
-def read_pages(data: np.ndarray, chunk_bytes: int) -> Iterator[int]:
-    """Reads one byte of each page of a mapped array; yields the bytes covered, by chunk.
-
-    data: uint8 [num_bytes].
-    """
-    for start in range(0, len(data), chunk_bytes):
-        chunk = data[start : start + chunk_bytes]
-        chunk[::PAGE_BYTES].sum()
-        yield len(chunk)
+def _in_memory(
+    reader: BulkReader, checkpoint: "Checkpoint", tensors: Tensors, load: str
+) -> Tensors:
+    """The tensors once their bytes are in memory: mapped as they are, or copies in their own."""
+    extents = {key: checkpoint.locate(tensor) for key, tensor in tensors.items()}
+    if load == registry.MMAP:
+        reader.populate([(extents[key], tensor.data) for key, tensor in tensors.items()])
+        return tensors
+    memory = allocate(sum(extent.paged_bytes for extent in extents.values()), load)
+    parts, copies, start = [], {}, 0
+    for key, extent in extents.items():
+        pages = memory[start : start + extent.paged_bytes]
+        start += extent.paged_bytes
+        parts.append((extent, pages))
+        data = pages[extent.margin : extent.margin + extent.num_bytes]
+        data.flags.writeable = False
+        copies[key] = replace(tensors[key], data=data)
+    reader.read(parts)
+    return copies

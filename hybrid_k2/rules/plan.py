@@ -19,7 +19,7 @@ from hybrid_k2.backends.footprint import (
     context_tokens,
     footprint,
 )
-from hybrid_k2.backends.registry import BACKENDS
+from hybrid_k2.backends.registry import BACKENDS, MMAP, RAM_HUGE
 from hybrid_k2.errors import PlanError
 from hybrid_k2.rules.hardware import Hardware
 from hybrid_k2.rules.matching import Assignment, assign
@@ -155,6 +155,9 @@ def make_plan(
     if context < runtime.context:
         notes.append(f"context: {context} tokens, all that the model allows")
     _check_devices(assignments, rules, hardware)
+    wants_huge_pages = any(a.placement.kwargs.get("load") == RAM_HUGE for a in assignments)
+    if wants_huge_pages and hardware.huge_pages not in ("always", "madvise"):
+        notes.append("load: ram+hugepages: this system has huge pages off; ordinary ones are used")
     plan = Plan(
         entries=_entries(assignments, config, runtime),
         rules_file=rules.file,
@@ -225,10 +228,11 @@ def _problem(plan: Plan, allow_disk: bool) -> str | None:
             )
     if plan.ram_bytes > plan.ram_limit:
         blame = _blame(plan, lambda cost: cost.ram)
+        is_copied = any(e.kwargs.get("load", MMAP) != MMAP for e in plan.entries)
+        advice = "load: mmap for what does not fit" if is_copied else "kv_dtype: bfloat16"
         return (
             f"{blame}; RAM needs {format_size(plan.ram_bytes)} allocated and "
-            f"{format_size(plan.ram_limit)} is available. Use kv_dtype: bfloat16 or "
-            "less context"
+            f"{format_size(plan.ram_limit)} is available. Use {advice}, or less context"
         )
     needed = plan.ram_bytes + plan.mapped_bytes
     if needed > plan.ram_limit and not allow_disk:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from hybrid_k2.backends.registry import BACKENDS, RAM_HUGE
 from hybrid_k2.rules.layers import format_layers
 from hybrid_k2.rules.sizes import format_size
 
@@ -84,7 +85,9 @@ def _row(plan: Plan, entries: list[PlanEntry]) -> tuple[str, str, str, str, str]
     name = first.module.name
     if len(layers) > 1:
         name = _template(first).replace("{}", f"[{format_layers(layers)}]")
-    kwargs = " ".join(str(value) for value in first.kwargs.values() if value)
+    specs = BACKENDS[first.backend].kwargs  # `load` shows in the place of the bytes
+    shown = [v for key, v in first.kwargs.items() if v and not specs[key].is_for_loader]
+    kwargs = " ".join(map(str, shown))
     types = "/".join(_types(entries))
     return name, f"{first.backend} {kwargs}".strip(), types, _bytes(entries), plan.where(first)
 
@@ -99,11 +102,12 @@ def _types(entries: Iterable[PlanEntry]) -> list[str]:
 
 
 def _bytes(entries: list[PlanEntry]) -> str:
-    """`570.8 GB mapped`, `4.3 GB cuda:0 (2.3 GB KV)`."""
-    totals = {"mapped": 0, "RAM": 0}
+    """`570.8 GB mapped`, `570.8 GB RAM huge`, `4.3 GB cuda:0 (2.3 GB KV)`."""
+    ram = "RAM huge" if entries[0].kwargs.get("load") == RAM_HUGE else "RAM"
+    totals = {"mapped": 0, ram: 0}
     for entry in entries:
         totals["mapped"] += entry.footprint.mapped
-        totals["RAM"] += entry.footprint.ram
+        totals[ram] += entry.footprint.ram
         for device, num_bytes in entry.footprint.vram.items():
             totals[device] = totals.get(device, 0) + num_bytes
     parts = [f"{format_size(size)} {place}" for place, size in totals.items() if size]

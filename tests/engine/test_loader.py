@@ -1,26 +1,41 @@
 """Loading in the plan's order, with progress that adds up and can be interrupted."""
 
-import mmap
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from hybrid_k2.checkpoint import bulk_read
+from hybrid_k2.checkpoint.bulk_read import Extent
 from hybrid_k2.engine import loader
 
 RUNTIME = SimpleNamespace(resolved_threads=1)
 
 
 @pytest.fixture
-def plan(monkeypatch):
+def plan(monkeypatch, tmp_path):
     """Three modules of 10 000, 0 and 5 000 bytes, whose backends record how they were made."""
     made = []
     monkeypatch.setattr(loader, "open_cpu_kernels", lambda runtime: "kernels")
     monkeypatch.setattr(loader, "KimiK2", lambda config, modules: (config, modules))
     monkeypatch.setattr(loader.registry, "create", lambda *args: made.append(args) or args[0])
-    monkeypatch.setattr(loader, "CHUNK_BYTES", 4096)
+    monkeypatch.setattr(bulk_read, "CHUNK_BYTES", 4096)
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(10_000))
     entries = [module("a", 10_000), module("b", 0), module("c", 5_000)]
-    return SimpleNamespace(entries=tuple(entries), made=made)
+    return SimpleNamespace(entries=tuple(entries), made=made, checkpoint=Stored(file))
+
+
+class Stored:
+    """A checkpoint whose tensors all lie at the start of one file."""
+
+    config = "config"
+
+    def __init__(self, file):
+        self.file = file
+
+    def locate(self, tensor):
+        return Extent(self.file, 0, len(tensor.data))
 
 
 def module(name, num_bytes):
@@ -36,7 +51,7 @@ def module(name, num_bytes):
 
 
 def test_every_module_is_built_on_its_planned_backend(plan):
-    config, modules = loader.load_model("config", plan, RUNTIME)
+    config, modules = loader.load_model(plan.checkpoint, plan, RUNTIME)
     assert config == "config"
     assert modules == {"model.a": "backend_a", "model.b": "backend_b", "model.c": "backend_c"}
     name, module_class, tensors, context, kwargs = plan.made[2]
@@ -48,7 +63,7 @@ def test_every_module_is_built_on_its_planned_backend(plan):
 
 def test_progress_runs_from_nothing_to_every_byte(plan):
     calls = []
-    loader.load_model("config", plan, RUNTIME, lambda *call: calls.append(call))
+    loader.load_model(plan.checkpoint, plan, RUNTIME, lambda *call: calls.append(call))
     done = [done_bytes for _, done_bytes, _ in calls]
     assert done == [0, 4096, 8192, 10_000, 14_096, 15_000]
     assert {(phase, total_bytes) for phase, _, total_bytes in calls} == {("loading", 15_000)}
@@ -60,14 +75,5 @@ def test_what_progress_raises_ends_loading_at_once(plan):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        loader.load_model("config", plan, RUNTIME, cancel)
+        loader.load_model(plan.checkpoint, plan, RUNTIME, cancel)
     assert plan.made == []
-
-
-def test_reading_a_mapped_file_covers_every_byte(tmp_path):
-    path = tmp_path / "weights"
-    path.write_bytes(bytes(range(256)) * 160)
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        data = np.frombuffer(mapped, dtype=np.uint8)
-        assert list(loader.read_pages(data, chunk_bytes=16_384)) == [16_384, 16_384, 8_192]
-        del data

@@ -65,7 +65,9 @@ def test_a_bare_cuda_is_the_first_device_and_changes_the_default_kv_dtype() -> N
         ("attention", {"kv_dtype": True}, "one of float32"),
         ("norm", {"eps": "small"}, "a float"),
         ("norm", {"eps": True}, "a float"),
-        ("experts_cpu", {"threads": 4}, "none is known"),
+        ("experts_cpu", {"threads": 4}, "known: load"),
+        ("router", {"load": "ram"}, "known: device"),
+        ("mlp_cpu", {"load": "swap"}, r"one of mmap, ram, ram\+hugepages"),
     ],
 )
 def test_a_wrong_kwarg_is_named_with_what_is_allowed(

@@ -14,7 +14,7 @@ from text_factory import gguf_metadata, small_vocabulary
 from hybrid_k2.checkpoint import open_checkpoint
 from hybrid_k2.config import K2Config, RuntimeConfig
 from hybrid_k2.engine.loader import load_model
-from hybrid_k2.model.kimi_k2 import Span
+from hybrid_k2.model.span import Span
 from hybrid_k2.rules import load_rules, make_plan, probe_hardware
 
 llama_cpp = pytest.importorskip(
@@ -67,7 +67,7 @@ def our_logits(path: Path, token_ids: list[int]) -> np.ndarray:
     plan = make_plan(
         checkpoint.modules(), checkpoint.config, load_rules("cpu"), runtime, probe_hardware()
     )
-    model = load_model(checkpoint.config, plan, runtime)
+    model = load_model(checkpoint, plan, runtime)
     (logits,) = model.forward([Span(model.new_cache(), token_ids, "all")])
     return logits.numpy()
 

@@ -10,7 +10,8 @@ from gguf_factory import TinyModel, tiny_config, write_tiny_k2
 from hybrid_k2.checkpoint import open_checkpoint
 from hybrid_k2.config import RuntimeConfig, YarnConfig
 from hybrid_k2.engine.loader import load_model
-from hybrid_k2.model.kimi_k2 import KimiK2, Span
+from hybrid_k2.model.kimi_k2 import KimiK2
+from hybrid_k2.model.span import Span
 from hybrid_k2.rules import load_rules, make_plan, probe_hardware
 
 pytest.importorskip("transformers")
@@ -47,7 +48,7 @@ def load(path: Path, context: int = 512) -> KimiK2:
     plan = make_plan(
         checkpoint.modules(), checkpoint.config, load_rules("cpu"), runtime, probe_hardware()
     )
-    return load_model(checkpoint.config, plan, runtime)
+    return load_model(checkpoint, plan, runtime)
 
 
 @pytest.fixture(scope="module", params=SHAPES)
