@@ -107,8 +107,7 @@ class DeclaredTools:
         self._keys_of_name: dict[str, frozenset[str]] = {}
         for tool in tools:
             function = tool.get("function")
-            name = function.get("name") if isinstance(function, Mapping) else None
-            if isinstance(name, str):
+            if isinstance(function, Mapping) and isinstance(name := function.get("name"), str):
                 self._keys_of_name[name] = _property_names(function.get("parameters"))
 
     @property

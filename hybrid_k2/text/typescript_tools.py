@@ -41,8 +41,8 @@ def typescript_declaration(tools: Sequence[Mapping[str, Any]]) -> str | None:
     functions = [tool.get("function") for tool in tools if tool.get("type") == "function"]
     try:
         declared = [_Function(function).declaration() for function in functions if function]
-    except (_UnsupportedError, RecursionError):
-        return None
+    except (_UnsupportedError, RecursionError, TypeError, ValueError):
+        return None  # the last two: a value that JSON cannot say either, whose error names it
     if not declared:
         return None
     lines = "\n".join(declared)

@@ -49,7 +49,8 @@ def test_markers_within_a_string_of_arguments_are_the_models_own_words() -> None
         ids = [*opening(spelt("⟨B⟩⟨b⟩f:0⟨a⟩")), *as_bytes(told), *opening(spelt("⟨e⟩⟨E⟩c"))]
         assert read(ids) == ("", "c", calls(("f", told)), "tool_calls")
     ids = [*as_tokens(spelt("⟨b⟩f:0⟨a⟩")), *as_bytes('{"x":"\\'), *as_tokens(spelt("⟨e⟩c"))]
-    assert read(ids)[1:3] == ("c", calls(("f", '{"x":"\\')))
+    ids += as_text(spelt("⟨b⟩g:1⟨a⟩{}⟨e⟩"))  # the string has ended with its call
+    assert read(ids)[1:3] == ("c", calls(("f", '{"x":"\\'), ("g", "{}")))
 
 
 def test_what_follows_a_call_marker_and_is_too_long_for_an_id_is_text() -> None:

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_factory import small_vocabulary
 
+from hybrid_k2.errors import TokenizerError
 from hybrid_k2.text import ChatTemplate, Tokenizer
 from hybrid_k2.text.typescript_tools import typescript_declaration
 
@@ -176,6 +177,7 @@ UNSUPPORTED = [
     {"type": "string", "description": 3},
     3,
 ]
+NO_JSON = [{"type": "string", "default": {1}}, {"type": "integer", "maximum": 10**5000}]
 
 
 @pytest.mark.parametrize("schema", UNSUPPORTED, ids=str)
@@ -185,6 +187,15 @@ def test_what_cannot_be_said_in_typescript_is_declared_as_json(schema: Any) -> N
     template = ChatTemplate(Tokenizer(small_vocabulary(thinking=True, media=True)), "k2.5")
     text = template.render_text([{"role": "user", "content": "hi"}], tools)
     assert text.startswith('<|im_system|>tool_declare<|im_middle|>[{"function":{"description":"De')
+
+
+@pytest.mark.parametrize("schema", NO_JSON, ids=["set", "number"])
+def test_a_value_that_json_cannot_say_is_an_error_that_names_the_tools(schema: Any) -> None:
+    template = ChatTemplate(Tokenizer(small_vocabulary(thinking=True, media=True)), "k2.5")
+    with pytest.raises(TokenizerError, match="tools cannot be written as JSON"):
+        template.render(
+            [{"role": "user", "content": "hi"}], [function("f", **of_fields([], x=schema))]
+        )
 
 
 def test_only_k25_is_told_of_its_tools_in_typescript() -> None:
