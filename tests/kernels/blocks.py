@@ -11,17 +11,18 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
-# Byte offsets of the half-float scales inside a block, and a magnitude that keeps weights near 1.
+# Byte offsets of the half-float scales inside a block, and values that keep weights near 1 and,
+# where there are minima or offsets, their mean near 0.
 _HALF_SCALES = {
     "Q4_0": {0: 0.1},
-    "Q4_1": {0: 0.1, 2: 0.7},
+    "Q4_1": {0: 0.1, 2: -0.75},
     "Q5_0": {0: 0.05},
-    "Q5_1": {0: 0.05, 2: 0.7},
+    "Q5_1": {0: 0.05, 2: -0.775},
     "Q8_0": {0: 0.01},
-    "Q2_K": {80: 0.05, 82: 0.05},
+    "Q2_K": {80: 0.05, 82: 0.075},
     "Q3_K": {108: 0.01},
-    "Q4_K": {0: 0.002, 2: 0.01},
-    "Q5_K": {0: 0.001, 2: 0.01},
+    "Q4_K": {0: 0.002, 2: 0.015},
+    "Q5_K": {0: 0.001, 2: 0.0155},
     "Q6_K": {208: 0.0005},
     "IQ1_S": {0: 0.1},
     "IQ2_XXS": {0: 0.02},
@@ -66,22 +67,22 @@ def random_stored(quant: str, shape: tuple[int, ...], rng: np.random.Generator) 
         )
     else:
         raw = rng.integers(0, 256, (blocks, num_bytes), dtype=np.uint8)
-        for offset, magnitude in _HALF_SCALES.get(quant, {}).items():
-            raw[:, offset : offset + 2] = _halves(magnitude, blocks, rng)[:, None].view(np.uint8)
+        signs = rng.choice([-1, 1], blocks)
+        for offset, value in _HALF_SCALES.get(quant, {}).items():
+            raw[:, offset : offset + 2] = _halves(value * signs, rng)[:, None].view(np.uint8)
         if quant == "MXFP4":
             raw[:, 0] = rng.integers(124, 128, blocks)  # 2^(e - 128)
         if quant == "IQ1_M":  # the four nibbles of a half lie on top of the last four words
-            bits = _halves(0.1, blocks, rng).view(np.uint16)
+            bits = _halves(0.1 * signs, rng).view(np.uint16)
             for nibble, offset in enumerate((49, 51, 53, 55)):
                 raw[:, offset] = (raw[:, offset] & 15) | (bits >> 4 * nibble & 15) << 4
     data = np.ascontiguousarray(raw).reshape(-1).view(np.uint8)
     return Stored(quant, shape, data, dequantised(quant, data).astype(np.float64).reshape(shape))
 
 
-def _halves(magnitude: float, count: int, rng: np.random.Generator) -> np.ndarray:
-    """float16 [count] of either sign around a magnitude."""
-    signed = magnitude * rng.uniform(0.5, 1.5, count) * rng.choice([-1, 1], count)
-    return signed.astype(np.float16)
+def _halves(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """float16, within a half of the values."""
+    return (values * rng.uniform(0.5, 1.5, len(values))).astype(np.float16)
 
 
 def dequantised(quant: str, data: np.ndarray) -> np.ndarray:
