@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from hybrid_k2.cgroups import usable_cores
 from hybrid_k2.errors import BadInputError, ModelFileError
 
 # Above any K2; below what would let a lying file make us allocate or loop for long.
@@ -305,18 +306,6 @@ def wants_colour() -> bool:
 def yarn_mscale(factor: float, mscale: float) -> float:
     """YaRN's temperature: 1 + 0.1 * mscale * ln(factor), and 1 where nothing is extended."""
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
-
-
-def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores this process may keep busy: its affinity mask, cut to the container's CPU quota."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    try:
-        quota, period = map(int, (cgroup / "cpu.max").read_text().split())
-    except (OSError, ValueError):
-        return cores  # no cgroup v2 here, or its quota is "max": nothing limits the mask
-    return max(1, min(cores, math.ceil(quota / max(period, 1))))
 
 
 class _Keys:

@@ -13,7 +13,6 @@ from hybrid_k2.config import (
     RuntimeConfig,
     YarnConfig,
     state_dir,
-    usable_cores,
     wants_colour,
 )
 from hybrid_k2.errors import BadInputError, ModelFileError
@@ -261,17 +260,6 @@ def test_a_bad_runtime_value_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         with pytest.raises(BadInputError, match=next(iter(bad))):
             RuntimeConfig.from_env(**bad)
-
-
-@pytest.mark.parametrize(
-    ("text", "limit"),
-    [("max 100000", None), ("150000 100000", 2), ("10000 100000", 1), ("nonsense 1", None)],
-)
-def test_threads_respect_the_containers_quota(tmp_path: Path, text: str, limit: int | None) -> None:
-    (tmp_path / "cpu.max").write_text(text)
-    everything = usable_cores(tmp_path / "absent")
-    assert everything >= 1
-    assert usable_cores(tmp_path) == min(everything, limit or everything)
 
 
 def test_state_lies_where_the_xdg_rules_say(monkeypatch: pytest.MonkeyPatch) -> None:
