@@ -162,8 +162,8 @@ class ToolCalls:
     - A section need not be there, nor its end; text behind it is text of the answer.
     - A call ends at its marker or its section's, complete whatever its arguments; where another
       marker or the end of the answer cuts it, it is complete if its arguments are.
-    - A marker spelt with ordinary tokens counts but within a JSON string of arguments, where a
-      model may well write about markers. So do the think tokens.
+    - A marker spelt with ordinary tokens counts, but not within a JSON string of arguments, where a
+      model may well write about markers. Think tokens are text within arguments.
     - An id that fits no declared tool drops the call.
     """
 
