@@ -31,8 +31,8 @@ class QuantFormat:
     the format.
     half_offsets: byte offsets of the float16 scales in a block; a block without them holds finite
     weights only if the codes themselves are finite, so for F32, F16 and BF16 it is empty.
-    is_finite: uint8 array [N, block_bytes] -> whether all weights are finite, for the formats whose
-    scales are no float16 fields; without torch.
+    is_finite, set_scale: for the formats whose one scale is no float16 field. Whether all weights
+    of a uint8 array [N, block_bytes] are finite; and writes the nearest scale into all its blocks.
     """
 
     name: str
@@ -43,6 +43,7 @@ class QuantFormat:
     encode: Callable[[np.ndarray], np.ndarray] | None = None
     half_offsets: tuple[int, ...] = ()
     is_finite: Callable[[np.ndarray], bool] | None = None
+    set_scale: Callable[[np.ndarray, float], None] | None = None
 
     @property
     def bits_per_weight(self) -> float:

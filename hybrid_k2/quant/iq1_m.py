@@ -39,4 +39,11 @@ def is_finite(blocks: np.ndarray) -> bool:
     return not np.any((high & 0x7C) == 0x7C)
 
 
-IQ1_M = QuantFormat("IQ1_M", 29, 256, 56, decode, is_finite=is_finite)
+def set_scale(blocks: np.ndarray, scale: float) -> None:
+    """Writes d into the four top nibbles of every block of uint8 [N, 56]."""
+    bits = int(np.float16(scale).view(np.uint16))
+    for nibble, offset in enumerate((49, 51, 53, 55)):
+        blocks[:, offset] = (blocks[:, offset] & 15) | (bits >> 4 * nibble & 15) << 4
+
+
+IQ1_M = QuantFormat("IQ1_M", 29, 256, 56, decode, is_finite=is_finite, set_scale=set_scale)

@@ -30,4 +30,9 @@ def is_finite(blocks: np.ndarray) -> bool:
     return bool((blocks[:, 0] < 253).all())
 
 
-MXFP4 = QuantFormat("MXFP4", 39, 32, 17, decode, is_finite=is_finite)
+def set_scale(blocks: np.ndarray, scale: float) -> None:
+    """Writes the power of two nearest to `scale` into uint8 [N, 17]."""
+    blocks[:, 0] = 128 + round(float(np.log2(scale)))
+
+
+MXFP4 = QuantFormat("MXFP4", 39, 32, 17, decode, is_finite=is_finite, set_scale=set_scale)

@@ -1,7 +1,7 @@
 """Random stored weights of a chosen spread, for measuring speed and for tests: made without a
 quantiser, a gigabyte a second.
 
-Codes are random bits; the block's float16 scales are set so that the weights have mean 0 and the
+Codes are random bits; the block's scales are set so that the weights have about mean 0 and the
 standard deviation asked for. Knows no tensors and no files.
 """
 
@@ -20,7 +20,7 @@ def random_blocks(
 ) -> np.ndarray:
     """uint8 [num_blocks, block_bytes] whose weights have about the standard deviation `std`.
 
-    For types with one or two float16 scales in a block, and for F32, F16 and BF16.
+    MXFP4, whose scales are powers of two, comes as near as it can.
     """
     if quant.block_size == 1:
         weights = rng.standard_normal((num_blocks, 1), np.float32) * np.float32(std)
@@ -34,6 +34,9 @@ def _with_scales(
     num_bytes = num_blocks * quant.block_bytes
     words = rng.integers(0, 1 << 64, -(-num_bytes // 8), dtype=np.uint64, endpoint=False)
     blocks = words.view(np.uint8)[:num_bytes].reshape(num_blocks, quant.block_bytes)
+    if quant.set_scale:
+        quant.set_scale(blocks, *scales)
+        return blocks
     for offset, scale in zip(quant.half_offsets, scales, strict=True):
         blocks[:, offset : offset + 2] = np.frombuffer(np.float16(scale).tobytes(), np.uint8)
     return blocks
@@ -48,7 +51,7 @@ def _scales(quant: QuantFormat, std: float) -> tuple[float, ...]:
         )
         return quant.dequantise(torch.from_numpy(blocks))
 
-    if len(quant.half_offsets) == 1:
+    if len(quant.half_offsets) < 2:
         return (std / float(decoded(1.0).std()),)
     ratio = float(decoded(1.0, 0.0).mean() / -decoded(0.0, 1.0).mean())
     d = std / float(decoded(1.0, ratio).std())

@@ -11,6 +11,7 @@ import torch
 
 from hybrid_k2.quant import FORMATS, QuantFormat, StoredTensor, by_ggml_type, by_name
 from hybrid_k2.quant.known_types import IK_LLAMA, MAINLINE, type_name, why_unsupported
+from hybrid_k2.quant.random_blocks import random_blocks as spread_blocks
 
 EVERY_FORMAT = pytest.mark.parametrize("quant", FORMATS.values(), ids=list(FORMATS))
 # Zero of both signs, the smallest and the largest subnormal, one, and the largest finite numbers.
@@ -66,6 +67,18 @@ def test_half_offsets_are_the_only_way_to_a_weight_that_is_not_finite(quant: Qua
         blocks = random_blocks(quant, num_blocks=1)
         blocks[0, offset : offset + 2] = np.array([0x7E00], "<u2").view(np.uint8)  # NaN
         assert np.isnan(quant.dequantise(torch.from_numpy(blocks)).numpy()).any()
+
+
+@EVERY_FORMAT
+def test_random_blocks_for_measurements_have_the_spread_asked_for(quant: QuantFormat) -> None:
+    num_blocks = 1 << 16 if quant.block_size == 1 else 2048
+    blocks = spread_blocks(np.random.default_rng(3), quant, num_blocks, std=0.02)
+    assert blocks.shape == (num_blocks, quant.block_bytes)
+    weights = quant.dequantise(torch.from_numpy(blocks)).numpy()
+    tolerance = 2**0.5 if quant.name == "MXFP4" else 1.05  # its scales are powers of two
+    assert 0.02 / tolerance <= weights.std() <= 0.02 * tolerance
+    if len(quant.half_offsets) == 2:  # the minimum takes the mean away
+        assert abs(weights.mean()) < 0.05 * 0.02
 
 
 @EVERY_FORMAT
