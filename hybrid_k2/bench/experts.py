@@ -5,7 +5,6 @@ a cache. The machine's own read bandwidth is measured by the same threads in the
 absolute times mean little on a shared machine. Knows no model files.
 """
 
-import mmap
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from hybrid_k2 import _cpu
 from hybrid_k2.backends import registry
 from hybrid_k2.backends.context import BackendContext
 from hybrid_k2.backends.cpu_kernels import NativeKernels
+from hybrid_k2.backends.weight_memory import allocate
 from hybrid_k2.config import K2Config, RuntimeConfig
 from hybrid_k2.quant import by_name
 from hybrid_k2.quant.random_blocks import random_blocks
@@ -131,10 +131,8 @@ def _synthetic(
     """Random experts in anonymous memory. All hold the same bits, which no cache can tell."""
     form = by_name(quant)
     expert_bytes = form.num_bytes(rows * cols)
-    memory = mmap.mmap(-1, shape.num_experts * expert_bytes)
-    if huge_pages and hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    data = np.frombuffer(memory, np.uint8)
+    pages = registry.RAM_HUGE if huge_pages else registry.RAM
+    data = allocate(shape.num_experts * expert_bytes, pages)
     blocks = random_blocks(rng, form, rows * cols // form.block_size, cols**-0.5)
     data.reshape(shape.num_experts, -1)[:] = blocks.reshape(1, -1)
     return StoredTensor("synthetic", form, (shape.num_experts, rows, cols), data)
