@@ -1,4 +1,5 @@
 // Q4_K on AVX2: 32 bytes hold groups 2 j (low nibbles) and 2 j + 1 (high nibbles).
+#include "fields.h"
 #include "quantised.h"
 
 namespace hk2 {
@@ -15,23 +16,9 @@ struct Format {
       w.codes[2 * j] = low_nibbles(nibbles);
       w.codes[2 * j + 1] = high_nibbles(nibbles);
     }
-    // first = scales 0..3, mins 0..3; second = scales 4..7, mins 4..7 (see unpack_scales_k4 in
-    // generic/scalar.h).
-    uint64_t low;
-    uint32_t high;
-    memcpy(&low, block.scales, 8);
-    memcpy(&high, block.scales + 8, 4);
-    const uint64_t nibbles = high | static_cast<uint64_t>(high) << 28;
-    const uint64_t first = low & 0x3f3f3f3f3f3f3f3f;
-    const uint64_t second = (nibbles & 0x0f0f0f0f0f0f0f0f) | (low >> 2 & 0x3030303030303030);
-    const __m128i packed = _mm_shuffle_epi32(
-        _mm_set_epi64x(static_cast<long long>(second), static_cast<long long>(first)),
-        0xd8);  // scales, then mins
-    const __m256 scales = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(packed));
-    const __m256 mins =
-        _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_unpackhi_epi64(packed, packed)));
-    w.scales[0] = _mm256_mul_ps(scales, _mm256_set1_ps(half_to_float(block.d)));
-    w.mins[0] = _mm256_mul_ps(mins, _mm256_set1_ps(half_to_float(block.dmin)));
+    const ScalesAndMins groups = scales_of_k4(block);
+    w.scales[0] = groups.scales;
+    w.mins[0] = groups.mins;
   }
 };
 
