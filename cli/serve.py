@@ -36,7 +36,9 @@ Ctrl-C lets the answers under way finish, a second Ctrl-C does not.
 DRAIN_S = 30
 
 
-@click.command("serve", epilog=EPILOG, short_help="Serve a model over OpenAI's API.")
+@click.command(
+    "serve", epilog=EPILOG, short_help="Serve a model over OpenAI's and Anthropic's APIs."
+)
 @click.argument("model", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--port",
@@ -46,7 +48,7 @@ DRAIN_S = 30
     help="Port to listen on; 0 takes a free one.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--api-key", help="Clients must send it as 'Authorization: Bearer KEY'.")
+@click.option("--api-key", help="Clients must send it as 'Authorization: Bearer KEY' or x-api-key.")
 @click.option("--insecure", is_flag=True, help="Let other machines in without an --api-key.")
 @click.option("--allowed-host", multiple=True, help="Another name clients may use; repeatable.")
 @click.option("--served-model-name", help="The model's name in the API. [default: the file's]")
@@ -61,6 +63,11 @@ DRAIN_S = 30
 )
 @click.option("--context", type=int, help="Tokens of one prompt and answer; 0 is the model's most.")
 @click.option("--threads", type=int, help="CPU threads. [default: the cores this may use]")
+@click.option(
+    "--exact-temperature",
+    is_flag=True,
+    help="Take the temperature of /v1/messages as it is, not x 0.6 for Instruct models.",
+)
 def command(
     model: Path | None,
     port: int,
@@ -74,8 +81,9 @@ def command(
     gguf_path: Path | None,
     context: int | None,
     threads: int | None,
+    exact_temperature: bool,
 ) -> None:
-    """Serve MODEL at /v1/chat/completions for OpenAI's clients.
+    """Serve MODEL at /v1/chat/completions for OpenAI's clients and /v1/messages for Anthropic's.
 
     MODEL is a GGUF file, the first file of a split set, or a directory of them; without it, the
     demo model that ships with the package. Exit code 2 where an option, the file or the port is
@@ -104,6 +112,7 @@ def command(
         host=host,
         api_key=api_key,
         allowed_hosts=allowed_host,
+        scale_temperature=not exact_temperature,
     )
     # Bound before loading: twenty minutes are too long to learn that the port is taken.
     listener = _bind(host, port)

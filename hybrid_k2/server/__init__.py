@@ -1,4 +1,4 @@
-"""HTTP in front of an engine: OpenAI's API, guarded for a machine that a browser can reach, too.
+"""HTTP in front of an engine: OpenAI's API and Anthropic's, on a machine that a browser may reach.
 
 Knows nothing of model files, rules or terminals.
 """

@@ -20,17 +20,33 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What became certain of one choice: text of either kind, calls, and its tokens' logprobs.
+    """What became certain of one choice: text and calls in order, and its tokens' logprobs.
 
     finish_reason: "stop", "length" or "tool_calls" on a choice's last piece, else None.
+    stop_string: the one that ended the choice, on its last piece.
     """
 
     index: int
-    content: str = ""
-    reasoning: str = ""
-    calls: tuple[CallDelta, ...] = ()
+    deltas: tuple[Delta | CallDelta, ...] = ()
     logprobs: tuple[tuple[int, TokenLogprobs], ...] = ()
     finish_reason: str | None = None
+    stop_string: str | None = None
+
+    @property
+    def content(self) -> str:
+        return self._text("content")
+
+    @property
+    def reasoning(self) -> str:
+        return self._text("reasoning")
+
+    @property
+    def calls(self) -> tuple[CallDelta, ...]:
+        return tuple(delta for delta in self.deltas if not isinstance(delta, Delta))
+
+    def _text(self, channel: str) -> str:
+        texts = (delta for delta in self.deltas if isinstance(delta, Delta))
+        return "".join(delta.text for delta in texts if delta.channel == channel)
 
 
 @dataclass(slots=True)
@@ -111,14 +127,12 @@ class Answer:
                 finish_reason = choice.stream.finish_reason(finish_reason)
             if not deltas and finish_reason is None:
                 continue
-            texts = [delta for delta in deltas if isinstance(delta, Delta)]
             yield Piece(
                 index,
-                content="".join(d.text for d in texts if d.channel == "content"),
-                reasoning="".join(d.text for d in texts if d.channel == "reasoning"),
-                calls=tuple(_answerable(deltas)),
+                deltas=tuple(_without_dropped(deltas)),
                 logprobs=tuple(choice.logprobs),
                 finish_reason=finish_reason,
+                stop_string=choice.stream.stopped,
             )
             choice.logprobs.clear()
 
@@ -127,9 +141,9 @@ class Answer:
         self._generation.close()
 
 
-def _answerable(deltas: Sequence[Delta | CallDelta]) -> Iterator[CallDelta]:
+def _without_dropped(deltas: Sequence[Delta | CallDelta]) -> Iterator[Delta | CallDelta]:
     for delta in deltas:
         if isinstance(delta, CallDropped):
             log.warning("dropped the model's call %.80r: %s", delta.id_text, delta.reason)
-        elif not isinstance(delta, Delta):
+        else:
             yield delta

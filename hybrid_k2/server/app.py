@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
-from hybrid_k2.server import errors, openai
+from hybrid_k2.server import anthropic, errors, openai
 from hybrid_k2.server.guard import Guard
 from hybrid_k2.server.service import Service
 
@@ -27,6 +27,7 @@ def create_app(service: Service) -> FastAPI:
     app = FastAPI(title="hybrid-k2", lifespan=lifespan, docs_url=None, redoc_url=None)
     errors.install(app)
     app.include_router(openai.create_router(service))
+    app.include_router(anthropic.create_router(service))
 
     @app.get("/health")
     async def health() -> JSONResponse:

@@ -1,9 +1,11 @@
-"""Errors as OpenAI's clients read them: one table from error class to status, one body shape.
+"""Errors as clients read them: one table from error class to status, one body shape for each API.
 
-Owns statuses, types and codes. Knows nothing of routes or of what raised the error.
+Owns statuses, types and codes. Of routes it knows which are Anthropic's, and nothing of what raised
+an error.
 """
 
 import logging
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +20,17 @@ log = logging.getLogger(__name__)
 
 INVALID_REQUEST = "invalid_request_error"
 RETRY_AFTER_S = 5
+
+_ANTHROPIC_PATH = "/v1/messages"
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 
 
 class ApiError(Exception):
@@ -40,8 +53,22 @@ class ApiError(Exception):
         error = {"message": message, "type": kind, "param": param, "code": code}
         self.body = {"error": {**error, **(extra or {})}}
 
-    def response(self) -> JSONResponse:
+    def response(self, path: str) -> JSONResponse:
+        """The answer to a request for `path`, in the shape of the API that it belongs to."""
+        if path == _ANTHROPIC_PATH or path.startswith(f"{_ANTHROPIC_PATH}/"):
+            body = self.anthropic_body()
+            return JSONResponse(
+                body, self.status, {**self.headers, "request-id": body["request_id"]}
+            )
         return JSONResponse(self.body, self.status, self.headers)
+
+    def anthropic_body(self) -> dict[str, Any]:
+        """The error as Anthropic's clients read it, with an id that the log has, too."""
+        request_id = f"req_{uuid.uuid4().hex}"
+        log.info("%s: status %d", request_id, self.status)
+        other = INVALID_REQUEST if self.status < 500 else "api_error"
+        error = {"type": _ANTHROPIC_TYPES.get(self.status, other), "message": str(self)}
+        return {"type": "error", "error": error, "request_id": request_id}
 
 
 def overloaded(message: str) -> ApiError:
@@ -54,6 +81,16 @@ def unavailable(message: str) -> ApiError:
     """The server is loading its model or going away: 503, try again."""
     headers = {"Retry-After": str(RETRY_AFTER_S)}
     return ApiError(503, message, "unavailable_error", code="unavailable", headers=headers)
+
+
+def cannot_force_call() -> ApiError:
+    """The 400 for a tool_choice that leaves the model no choice."""
+    return ApiError(
+        400,
+        "tool_choice: to force a call needs constrained decoding, which this server does not "
+        "have yet; use 'auto' and say in the prompt that a tool must be called",
+        param="tool_choice",
+    )
 
 
 def server_error(message: str, status: int = 500) -> ApiError:
@@ -91,10 +128,10 @@ def to_api_error(error: Exception) -> ApiError:
 
 
 def install(app: FastAPI) -> None:
-    """Makes every error of the app answer in OpenAI's shape, the framework's own ones too."""
+    """Makes every error of the app answer in its API's shape, the framework's own ones too."""
 
     async def known(request: Request, error: Exception) -> JSONResponse:
-        return to_api_error(error).response()
+        return to_api_error(error).response(request.url.path)
 
     async def http(request: Request, error: HTTPException) -> JSONResponse:
         where = f"{request.method} {request.url.path}"
@@ -104,10 +141,10 @@ def install(app: FastAPI) -> None:
             api_error = ApiError(405, f"{where} is not allowed", headers=error.headers)
         else:
             api_error = ApiError(error.status_code, str(error.detail), headers=error.headers)
-        return api_error.response()
+        return api_error.response(request.url.path)
 
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return validation_error(error.errors()).response()
+        return validation_error(error.errors()).response(request.url.path)
 
     app.add_exception_handler(ApiError, known)
     app.add_exception_handler(HybridK2Error, known)

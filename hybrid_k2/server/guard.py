@@ -34,7 +34,7 @@ class Guard:
             try:
                 self._check(scope["method"], scope["path"], Headers(scope=scope))
             except ApiError as error:
-                await error.response()(scope, receive, send)
+                await error.response(scope["path"])(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
@@ -84,7 +84,8 @@ class Guard:
         if not hmac.compare_digest(_digest(given), _digest(api_key)):
             raise ApiError(
                 401,
-                "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'",
+                "the API key is missing or wrong; send it as 'Authorization: Bearer KEY' "
+                "or 'x-api-key: KEY'",
                 "authentication_error",
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},

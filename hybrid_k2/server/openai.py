@@ -4,8 +4,8 @@ Owns the translation between OpenAI's fields and the engine's. Knows nothing of 
 how text becomes tokens.
 """
 
-import asyncio
 import dataclasses
+import functools
 import logging
 import time
 import uuid
@@ -13,31 +13,21 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 
 from hybrid_k2.engine import SamplingParams
 from hybrid_k2.engine.sampler import TokenLogprobs
 from hybrid_k2.server.answer import Answer, Piece, Usage
-from hybrid_k2.server.disconnect import ClientGoneError, run_until_disconnect
 from hybrid_k2.server.errors import ApiError, to_api_error
+from hybrid_k2.server.exchange import IgnoredParts, check_model, respond, start_chat
 from hybrid_k2.server.openai_tools import offered_tools, tool_call_chunk, tool_call_object
-from hybrid_k2.server.request_body import read_body
+from hybrid_k2.server.request_body import body_docs, read_body
 from hybrid_k2.server.schemas import IGNORED_FIELDS, ChatCompletionRequest
 from hybrid_k2.server.service import Service
-from hybrid_k2.server.sse import DONE, SseResponse, data_event
+from hybrid_k2.server.sse import DONE, data_event
 from hybrid_k2.text import Tokenizer
 from hybrid_k2.text.tool_calls import collect_calls
 
 log = logging.getLogger(__name__)
-
-CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody is there to read it
-MAX_REMEMBERED_WARNINGS = 100
-_BODY_DOCS = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": ChatCompletionRequest.model_json_schema()}},
-    }
-}
 
 
 def create_router(service: Service) -> APIRouter:
@@ -51,10 +41,10 @@ def create_router(service: Service) -> APIRouter:
 
     @router.get("/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
-        _check_model(service, name)
+        check_model(service, name)
         return _model_card(service)
 
-    @router.post("/chat/completions", openapi_extra=_BODY_DOCS)
+    @router.post("/chat/completions", openapi_extra=body_docs(ChatCompletionRequest))
     async def chat_completions(request: Request) -> Response:
         body = await read_body(request, ChatCompletionRequest, service.settings)
         return await chat.respond(request, body)
@@ -67,59 +57,29 @@ class ChatCompletions:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._warned: set[str] = set()
+        self._ignored = IgnoredParts("chat completions")
 
     async def respond(self, request: Request, body: ChatCompletionRequest) -> Response:
         """The whole answer, or a response that streams it; errors before its first byte raise."""
         self._warn_of_what_is_ignored(body)
-        _check_model(self._service, body.model)
+        check_model(self._service, body.model)
         _check_supported(body, self._service.core.max_sequences)
-        try:
-            answer = await run_until_disconnect(request.receive, self._start(body))
-        except ClientGoneError:
-            return Response(status_code=CLIENT_CLOSED_REQUEST)
-        chat = _Chat(self._service, body, answer)
-        if body.stream:
-            return SseResponse(chat.events(), self._service.settings.keep_alive_s, answer.close)
-        try:
-            return JSONResponse(await run_until_disconnect(request.receive, chat.whole()))
-        except ClientGoneError:
-            log.info("client closed its request")
-            return Response(status_code=CLIENT_CLOSED_REQUEST)
-        finally:
-            answer.close()
-
-    async def _start(self, body: ChatCompletionRequest) -> Answer:
-        service = self._service
-        template, tokenizer = service.engine.template, service.engine.tokenizer
-        choices = _choices(body, template.default_temperature)
-        tools = offered_tools(body)
-        # Off the event loop: a long conversation takes a second to tokenise.
-        token_ids = await asyncio.to_thread(
-            template.render, body.messages, tools, max_tokens=service.core.context
-        )
-        return await Answer.start(
-            service.thread,
-            tokenizer,
-            token_ids,
-            choices,
+        start = start_chat(
+            self._service,
+            body.messages,
+            offered_tools(body),
+            sampling_choices(body, self._service.engine.template.default_temperature),
             stop=body.stop_strings,
-            thinking=template.thinking,
-            tools=tools,
-            history=body.messages,
             parallel_tool_calls=body.parallel_tool_calls is not False,
-            timeout_s=service.settings.request_timeout_s,
         )
+        shape = functools.partial(_Chat, self._service, body)
+        return await respond(request, self._service, start, shape, stream=bool(body.stream))
 
     def _warn_of_what_is_ignored(self, body: ChatCompletionRequest) -> None:
-        fields = [
-            f"field {name[:60]!r}" for name in body.model_extra or () if name not in IGNORED_FIELDS
-        ]
+        fields = (name for name in body.model_extra or () if name not in IGNORED_FIELDS)
+        self._ignored.warn(f"field {name[:60]!r}" for name in fields)
         kinds = {str(tool.get("type"))[:60] for tool in body.tools or ()} - {"function"}
-        for what in (*fields, *(f"tool type {kind!r}" for kind in sorted(kinds))):
-            if what not in self._warned and len(self._warned) < MAX_REMEMBERED_WARNINGS:
-                self._warned.add(what)
-                log.warning("%s of chat completions is not known here; ignored", what)
+        self._ignored.warn(f"tool type {kind!r}" for kind in sorted(kinds))
 
 
 class _Chat:
@@ -227,7 +187,9 @@ class _Chat:
         return {"content": content, "refusal": None}
 
 
-def _choices(body: ChatCompletionRequest, default_temperature: float) -> list[SamplingParams]:
+def sampling_choices(
+    body: ChatCompletionRequest, default_temperature: float
+) -> list[SamplingParams]:
     """One SamplingParams a choice; with a seed each choice has its own, derived from it."""
     given = {
         "temperature": default_temperature if body.temperature is None else body.temperature,
@@ -253,17 +215,6 @@ def _logit_bias(biases: dict[str, float] | None) -> dict[int, float] | None:
         if not (key.isascii() and key.isdigit() and len(key) <= 10):
             raise ApiError(400, f"logit_bias: {key[:80]!r} is not a token id", param="logit_bias")
     return {int(key): bias for key, bias in biases.items()}
-
-
-def _check_model(service: Service, name: str | None) -> None:
-    if name is not None and name != service.model_name:
-        raise ApiError(
-            404,
-            f"the model {name[:100]!r} does not exist; this server has {service.model_name!r}",
-            "not_found_error",
-            code="model_not_found",
-            param="model",
-        )
 
 
 def _check_supported(body: ChatCompletionRequest, max_choices: int) -> None:

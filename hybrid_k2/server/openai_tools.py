@@ -5,7 +5,7 @@ Knows nothing of how a call is found in what the model writes.
 
 from typing import Any
 
-from hybrid_k2.server.errors import ApiError
+from hybrid_k2.server.errors import ApiError, cannot_force_call
 from hybrid_k2.server.schemas import ChatCompletionRequest
 from hybrid_k2.text.tool_calls import CallArguments, CallDelta, CallStart, ToolCall
 
@@ -48,12 +48,7 @@ def _check_choice(choice: str | dict[str, Any] | None) -> None:
     if choice in (None, "none", "auto"):
         return
     if choice == "required" or isinstance(choice, dict):
-        raise ApiError(
-            400,
-            "tool_choice: to force a call needs constrained decoding, which this server does not "
-            "have yet; use 'auto' and say in the prompt that a tool must be called",
-            param="tool_choice",
-        )
+        raise cannot_force_call()
     raise ApiError(
         400, f"tool_choice is {choice[:80]!r}; must be 'auto' or 'none'", param="tool_choice"
     )

@@ -31,6 +31,12 @@ async def read_body(request: Request, schema: type[Schema], settings: ServerSett
     return await asyncio.to_thread(_parse, body, schema)  # a large body takes a second
 
 
+def body_docs(schema: type[BaseModel]) -> dict[str, Any]:
+    """What /openapi.json says of a route whose body read_body reads."""
+    content = {"application/json": {"schema": schema.model_json_schema()}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
 async def _read_bytes(request: Request, settings: ServerSettings) -> bytes:
     chunks, num_bytes = [], 0
     try:

@@ -6,7 +6,7 @@ Knows nothing of what the chunks say.
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 from starlette.responses import StreamingResponse
@@ -24,18 +24,30 @@ _HEADERS = {
 }
 
 
+def named_event(payload: Mapping[str, Any]) -> str:
+    """One event whose name is its payload's `type`, as Anthropic's are."""
+    return f"event: {payload['type']}\n{data_event(payload)}"
+
+
 def data_event(payload: Any) -> str:
     """One event with a JSON payload, which JSON keeps on one line."""
     return f"data: {json.dumps(payload, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
 class SseResponse(StreamingResponse):
-    """A response of events; calls `close` when they have ended or the client has gone."""
+    """A response of events; calls `close` when they have ended or the client has gone.
+
+    keep_alive: the event sent wherever nothing came for `keep_alive_s`.
+    """
 
     def __init__(
-        self, events: AsyncGenerator[str, None], keep_alive_s: float, close: Callable[[], None]
+        self,
+        events: AsyncGenerator[str, None],
+        keep_alive_s: float,
+        close: Callable[[], None],
+        keep_alive: str = KEEP_ALIVE,
     ) -> None:
-        self._events = _with_keep_alive(events, keep_alive_s)
+        self._events = _with_keep_alive(events, keep_alive_s, keep_alive)
         self._close = close
         super().__init__(self._events, headers=_HEADERS, media_type="text/event-stream")
 
@@ -50,15 +62,15 @@ class SseResponse(StreamingResponse):
 
 
 async def _with_keep_alive(
-    events: AsyncGenerator[str, None], interval_s: float
+    events: AsyncGenerator[str, None], interval_s: float, keep_alive: str
 ) -> AsyncGenerator[str, None]:
-    """Puts a comment wherever nothing came for `interval_s`: clients and proxies give up else."""
+    """Fills silence: clients and proxies give up else."""
     pending = asyncio.ensure_future(anext(events))
     try:
         while True:
             await asyncio.wait({pending}, timeout=interval_s)
             if not pending.done():
-                yield KEEP_ALIVE
+                yield keep_alive
                 continue
             try:
                 event = pending.result()

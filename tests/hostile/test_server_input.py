@@ -1,4 +1,4 @@
-"""What no well-meaning client sends: the server answers with OpenAI's error body and stays up."""
+"""What no well-meaning client sends: the server answers with its API's error body and stays up."""
 
 import http.client
 import json
@@ -12,6 +12,7 @@ from server.scripted_engine import ENDLESS, ScriptedEngine
 
 HELLO = {"model": "k2", "messages": [{"role": "user", "content": "hello"}]}
 PATH = "/v1/chat/completions"
+MESSAGES_PATH = "/v1/messages"
 
 
 def post(server, body, path=PATH, method="POST", **headers):
@@ -41,6 +42,12 @@ def raw(server, request):
 def assert_alive(server):
     status, answer, _ = post(server, HELLO)
     assert (status, answer["choices"][0]["message"]["content"]) == (200, "You said: hello")
+
+
+def assert_anthropic_error(answer):
+    assert (set(answer), answer["type"]) == ({"type", "error", "request_id"}, "error")
+    assert set(answer["error"]) == {"type", "message"}
+    assert answer["error"]["message"]
 
 
 def assert_openai_error(answer):
@@ -101,6 +108,69 @@ def test_no_json_makes_the_server_fail(one_server, changes, role, content):
         assert status < 500, answer
         if status != 200:
             assert_openai_error(answer)
+
+
+CONTENT = st.lists(
+    st.fixed_dictionaries(
+        {
+            "type": st.sampled_from(
+                ["text", "thinking", "redacted_thinking", "tool_use", "tool_result", "image"]
+            )
+        },
+        optional={key: JSON for key in "text thinking id name input content is_error".split()},
+    ),
+    max_size=3,
+)
+MESSAGES_FIELDS = st.sampled_from(
+    "messages system tools tool_choice stop_sequences temperature top_k max_tokens stream "
+    "output_config thinking metadata".split()
+)
+
+
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    changes=st.dictionaries(MESSAGES_FIELDS, JSON, max_size=3),
+    role=st.sampled_from(["user", "assistant", "system"]) | JSON,
+    content=CONTENT | JSON,
+)
+def test_no_json_makes_messages_fail(one_server, changes, role, content):
+    changes.pop("stream", None)  # events are no JSON; what is refused is refused before them
+    messages = [{"role": role, "content": content}, HELLO["messages"][0]]
+    for path in (MESSAGES_PATH, f"{MESSAGES_PATH}/count_tokens"):
+        for body in ({**HELLO, **changes}, {**HELLO, "messages": messages}):
+            status, answer, _ = post(one_server, {"max_tokens": 4, **body}, path)
+            assert status < 500, answer
+            if status != 200:
+                assert_anthropic_error(answer)
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "kind"),
+    [
+        (b"{", {}, 400, "invalid_request_error"),
+        (b"[" * 200_000, {}, 400, "invalid_request_error"),
+        (b"{}", {"Content-Type": "text/plain"}, 415, "invalid_request_error"),
+        (b"{}", {"Host": "evil.example"}, 403, "permission_error"),
+        (b"{}", {"Origin": "http://evil.example"}, 403, "permission_error"),
+        (b"{}" + b" " * 20_000, {}, 413, "request_too_large"),
+    ],
+    ids=str,
+)
+def test_what_never_reaches_messages_is_refused_in_anthropics_shape(
+    serve,  # noqa: F811
+    body,
+    headers,
+    status,
+    kind,
+):
+    server = serve(ScriptedEngine(), max_body_bytes=10_000 if status == 413 else 1 << 20)
+    got, answer, _ = post(server, body, MESSAGES_PATH, **headers)
+    assert (got, answer["error"]["type"]) == (status, kind)
+    assert_anthropic_error(answer)
+    assert post(server, b"", MESSAGES_PATH, "GET")[1]["type"] == "error"
+    assert_alive(server)
 
 
 @pytest.fixture

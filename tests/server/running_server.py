@@ -1,4 +1,4 @@
-"""A real uvicorn on a free loopback port, in a thread, with OpenAI's client for it.
+"""A real uvicorn on a free loopback port, in a thread, with the official clients for it.
 
 Owns starting and stopping. Knows nothing of what a test asks.
 """
@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import anthropic
 import openai
 import pytest
 import uvicorn
@@ -52,6 +53,10 @@ class RunningServer(uvicorn.Server):
     def client(self, **options: Any) -> openai.OpenAI:
         options = {"api_key": "none", "max_retries": 0, "timeout": TIMEOUT_S, **options}
         return openai.OpenAI(base_url=f"{self.url}/v1", **options)
+
+    def anthropic(self, **options: Any) -> anthropic.Anthropic:
+        options = {"api_key": "none", "max_retries": 0, "timeout": TIMEOUT_S, **options}
+        return anthropic.Anthropic(base_url=self.url, **options)
 
     def connect(self) -> socket.socket:
         """A raw connection, for requests that no client would send."""

@@ -1,0 +1,137 @@
+"""One exchange, the same for every API: check the model's name, start an answer, send it off.
+
+Owns what happens when the client goes. Knows nothing of any API's fields or shapes.
+"""
+
+import asyncio
+import functools
+import logging
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+
+from hybrid_k2.engine import SamplingParams
+from hybrid_k2.errors import ContextLengthError
+from hybrid_k2.server.answer import Answer
+from hybrid_k2.server.disconnect import ClientGoneError, run_until_disconnect
+from hybrid_k2.server.errors import ApiError
+from hybrid_k2.server.service import Service
+from hybrid_k2.server.sse import KEEP_ALIVE, SseResponse
+
+log = logging.getLogger(__name__)
+
+CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody is there to read it
+MAX_REMEMBERED_WARNINGS = 100
+MAX_COUNTED_TOKENS = 1 << 20
+
+
+class Reply(Protocol):
+    """An answer in an API's shape."""
+
+    async def whole(self) -> dict[str, Any]:
+        """The answer as one JSON object."""
+
+    def events(self) -> AsyncGenerator[str, None]:
+        """The answer as server-sent events, an error that comes too late for a status too."""
+
+
+class IgnoredParts:
+    """Warns once of each thing that requests of one API hold and the server does not know."""
+
+    def __init__(self, api: str) -> None:
+        self._api = api
+        self._warned: set[str] = set()
+
+    def warn(self, things: Iterable[str]) -> None:
+        for thing in things:
+            if thing not in self._warned and len(self._warned) < MAX_REMEMBERED_WARNINGS:
+                self._warned.add(thing)
+                log.warning("%s of %s is not known here; ignored", thing, self._api)
+
+
+async def respond(
+    request: Request,
+    service: Service,
+    start: Coroutine[Any, Any, Answer],
+    shape: Callable[[Answer], Reply],
+    *,
+    stream: bool,
+    keep_alive: str = KEEP_ALIVE,
+) -> Response:
+    """The whole answer, or a response that streams it; errors before its first byte raise."""
+    try:
+        answer = await run_until_disconnect(request.receive, start)
+    except ClientGoneError:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    reply = shape(answer)
+    if stream:
+        return SseResponse(reply.events(), service.settings.keep_alive_s, answer.close, keep_alive)
+    try:
+        return JSONResponse(await run_until_disconnect(request.receive, reply.whole()))
+    except ClientGoneError:
+        log.info("client closed its request")
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    finally:
+        answer.close()
+
+
+async def start_chat(
+    service: Service,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]],
+    choices: Sequence[SamplingParams],
+    *,
+    stop: Sequence[str] = (),
+    parallel_tool_calls: bool = True,
+) -> Answer:
+    """Renders a conversation, in OpenAI's form, and hands it to the engine.
+
+    Raises what the template finds wrong with it, and as Answer.start does.
+    """
+    template = service.engine.template
+    # Off the event loop: a long conversation takes a second to tokenise.
+    token_ids = await asyncio.to_thread(
+        template.render, messages, tools, max_tokens=service.core.context
+    )
+    return await Answer.start(
+        service.thread,
+        service.engine.tokenizer,
+        token_ids,
+        choices,
+        stop=stop,
+        thinking=template.thinking,
+        tools=tools,
+        history=messages,
+        parallel_tool_calls=parallel_tool_calls,
+        timeout_s=service.settings.request_timeout_s,
+    )
+
+
+async def count_prompt_tokens(
+    service: Service, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
+) -> int:
+    """The tokens of a conversation, however many of them the context holds."""
+    render = functools.partial(service.engine.template.render, messages, tools)
+    return len(await tokenised(render))
+
+
+async def tokenised(work: Callable[..., list[int]]) -> list[int]:
+    """What work(max_tokens=...) returns, off the event loop; a 400 where it is beyond counting."""
+    try:
+        return await asyncio.to_thread(work, max_tokens=MAX_COUNTED_TOKENS)
+    except ContextLengthError:
+        raise ApiError(400, f"the text has more than {MAX_COUNTED_TOKENS} tokens") from None
+
+
+def check_model(service: Service, name: str | None) -> None:
+    """Raises a 404 for the name of another model; None is this one."""
+    if name is not None and name != service.model_name:
+        raise ApiError(
+            404,
+            f"the model {name[:100]!r} does not exist; this server has {service.model_name!r}",
+            "not_found_error",
+            code="model_not_found",
+            param="model",
+        )
