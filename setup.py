@@ -32,16 +32,19 @@ COMMON_FLAGS = [
 STRICT_FLAGS = ["-Wall", "-Wextra", "-Werror"]
 
 _AVX2 = ["-mavx2", "-mfma", "-mf16c"]
-_AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma", "-mf16c"]
+_AVX512 = [
+    *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma", "-mf16c"),
+    # GCC 12 warns of uninitialised values inside its own avx512fintrin.h.
+    *("-mprefer-vector-width=512", "-Wno-maybe-uninitialized", "-Wno-uninitialized"),
+]
 ISA_FLAGS = {
     "generic": [],
     "avx2": _AVX2,
-    # GCC 12 warns of uninitialised values inside its own avx512fintrin.h.
-    "avx512_vnni": [
-        *_AVX512,
-        *("-mprefer-vector-width=512", "-Wno-maybe-uninitialized", "-Wno-uninitialized"),
-    ],
+    "avx512_vnni": _AVX512,
+    "amx": [*_AVX512, "-mamx-tile", "-mamx-bf16"],
+    "amx_emulated": [],
 }
+PORTABLE = ("generic", "amx_emulated")  # tiers in plain C
 IS_X86_64 = platform.machine().lower() in ("x86_64", "amd64")
 
 NO_EXTENSION = """
@@ -56,7 +59,7 @@ install hybrid-k2 again. `hybrid-k2 doctor` tells which kernels are in use.
 
 def sources() -> list[str]:
     """All C++ sources that this machine's architecture compiles, relative to this file."""
-    tiers = [tier for tier in ISA_FLAGS if IS_X86_64 or tier == "generic"]
+    tiers = [tier for tier in ISA_FLAGS if IS_X86_64 or tier in PORTABLE]
     folders = [SOURCE_DIR, *(SOURCE_DIR / "kernels" / tier for tier in tiers)]
     return [path.as_posix() for folder in folders for path in sorted(folder.glob("*.cpp"))]
 

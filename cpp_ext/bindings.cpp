@@ -129,7 +129,7 @@ void py_batched_linear(ThreadPool& pool, const KernelTable& kernels, const PyMat
 
 void py_moe(ThreadPool& pool, const KernelTable& kernels, const PyMatrix& gate, const PyMatrix& up,
             const PyMatrix& down, const py::object& x, const py::object& expert_ids,
-            const py::object& weights, const py::object& y) {
+            const py::object& weights, const py::object& y, int64_t packed_bytes) {
   const int64_t experts = gate.matrix.stack, width = gate.matrix.rows, hidden = gate.matrix.cols;
   check_shape("up", up, {experts, width, hidden});
   check_shape("down", down, {experts, hidden, width});
@@ -143,6 +143,8 @@ void py_moe(ThreadPool& pool, const KernelTable& kernels, const PyMatrix& gate, 
   call.top_k = shape_of(py::reinterpret_borrow<py::array>(expert_ids))[1];
   call.weights = check_array<float>("weights", weights, {call.tokens, call.top_k});
   call.y = check_output("y", y, {call.tokens, hidden});
+  if (packed_bytes < 0) reject("packed_bytes", std::to_string(packed_bytes), "at least 0");
+  call.packed_bytes = packed_bytes;
   for (int64_t i = 0; i < call.tokens * call.top_k; ++i)
     if (call.expert_ids[i] < -1 || call.expert_ids[i] >= experts)
       reject("expert_ids",
@@ -236,11 +238,13 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("batched_linear", &py_batched_linear, py::arg("pool"), py::arg("kernels"),
         py::arg("matrix"), py::arg("x"), py::arg("y"),
         "y[S, T, rows] = x[S, T, cols] @ matrix[S].T, float32.");
-  m.def("moe", &py_moe, py::arg("pool"), py::arg("kernels"), py::arg("gate"), py::arg("up"),
-        py::arg("down"), py::arg("x"), py::arg("expert_ids"), py::arg("weights"), py::arg("y"),
-        "y[T, H] = sum over k of weights[T, k] * down(silu(gate x) * up x) of expert_ids[T, k]; -1 "
-        "skips; one parallel "
-        "region.");
+  m.def(
+      "moe", &py_moe, py::arg("pool"), py::arg("kernels"), py::arg("gate"), py::arg("up"),
+      py::arg("down"), py::arg("x"), py::arg("expert_ids"), py::arg("weights"), py::arg("y"),
+      py::arg("packed_bytes") = kPackedBytes,
+      "y[T, H] = sum over k of weights[T, k] * down(silu(gate x) * up x) of expert_ids[T, k]; -1 "
+      "skips; one parallel region. packed_bytes bounds the scratch memory for packed tokens, where "
+      "the tier has tiles.");
   m.def("dequantise", &py_dequantise, py::arg("kernels"), py::arg("data"), py::arg("quant"),
         py::arg("n"), "float32[n] of n stored weights.");
   m.def("read_bandwidth", &py_read_bandwidth, py::arg("pool"), py::arg("num_bytes"),

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
 
 #include "hk2/activations.h"
+#include "hk2/tile_product.h"
 
 namespace hk2 {
 namespace {
@@ -14,9 +16,21 @@ constexpr int64_t kOutRows = 64;     // the fewest in a task of down
 constexpr int64_t kTokenBlock = 64;  // tokens whose partial results a worker holds in its cache
 constexpr int64_t kFewTokens = 4;    // up to here tasks take equally long: split them beforehand
 
+constexpr int64_t kTiledOutRows = 512;  // the most in a task of down through tiles
+
 // The tokens of one expert are slots [begin, end) of the sorted order.
 struct ExpertGroup {
   int64_t expert, begin, end;
+  int64_t panel;  // the first of its panels in a round's; -1: its tokens are not packed
+
+  int64_t tokens() const { return end - begin; }
+  bool tiled() const { return panel >= 0; }
+};
+
+// Groups [begin, end), whose panels fit the scratch memory together.
+struct Round {
+  int64_t begin, end, panels;
+  TaskCounter gate_up, down;
 };
 
 class MoeRegion {
@@ -35,28 +49,93 @@ class MoeRegion {
         mid_rows_(few_tokens()
                       ? kBlock
                       : task_size(num_groups_ * width_, lease.workers(), kBlock, kMaxRows)),
-        out_rows_(few_tokens() ? kOutRows
-                               : task_size(hidden_, lease.workers(), kOutRows, kMaxRows)),
-        mid_tasks_((width_ + mid_rows_ - 1) / mid_rows_),
-        scratch_(lease.arena().take<float>(lease.workers() * kScratch)) {}
+        mid_tasks_((width_ + mid_rows_ - 1) / mid_rows_) {
+    plan_rounds();
+    out_rows_ = few_tokens()  ? kOutRows
+                : max_panels_ ? tiled_out_rows()
+                              : task_size(hidden_, lease.workers(), kOutRows, kMaxRows);
+    scratch_size_ = max_panels_ ? kTiledScratch : kScratch;
+    scratch_ = lease.arena().take<float>(lease.workers() * scratch_size_);
+    x_panels_ = lease.arena().take<uint16_t>(max_panels_ * panel_size(hidden_));
+    mid_panels_ = lease.arena().take<uint16_t>(max_panels_ * panel_size(width_));
+  }
 
   void run() {
     lease_.run([this](int worker) {
+      if (max_panels_) kernels_.tiles()->open();
       quantise_share(x_, kernels_.activations(), call_.x, worker, lease_.workers());
-      lease_.barrier();
-      for_each_task(num_groups_ * mid_tasks_, worker, mid_counter_,
-                    [&](int64_t task, int64_t next) { gate_up(task, next, worker); });
-      lease_.barrier();
-      for_each_task((hidden_ + out_rows_ - 1) / out_rows_, worker, out_counter_,
-                    [&](int64_t task, int64_t next) { down(task, next, worker); });
+      for (int64_t r = 0; r < num_rounds_; ++r) {
+        Round& round = rounds_[r];
+        pack_share(round, worker);
+        lease_.barrier();
+        for_each_task((round.end - round.begin) * mid_tasks_, worker, round.gate_up,
+                      [&](int64_t task, int64_t next) { gate_up(round, task, next, worker); });
+        lease_.barrier();
+        for_each_task((hidden_ + out_rows_ - 1) / out_rows_, worker, round.down,
+                      [&](int64_t task, int64_t next) { down(round, task, next, worker); });
+      }
+      if (max_panels_) kernels_.tiles()->close();
     });
   }
 
  private:
-  static constexpr int64_t kScratch = 2 * kTokenBlock * kMaxRows;  // per worker
+  // Per worker, in floats: results of both gate and up; through tiles also a decoded block.
+  static constexpr int64_t kScratch = 2 * kTokenBlock * kMaxRows;
+  static constexpr int64_t kTiledSums = kMaxPanels * kPanelTokens * kTiledOutRows;
+  static constexpr int64_t kTiledScratch = kTiledSums + kTileRows * kDecodeStride / 2;
+  static_assert(kTiledSums >= 2 * kMaxPanels * kPanelTokens * kMaxRows && kTiledSums >= kScratch,
+                "sums of gate and of up");
 
   bool few_tokens() const { return call_.tokens <= kFewTokens; }
-  float* scratch(int worker) { return scratch_ + worker * kScratch; }
+  float* scratch(int worker) { return scratch_ + worker * scratch_size_; }
+  uint16_t* decoded(int worker) {
+    return reinterpret_cast<uint16_t*>(scratch(worker) + kTiledSums);
+  }
+
+  // Long runs, so that an expert's panels are read by few workers, but two tasks for each.
+  int64_t tiled_out_rows() const {
+    const int64_t rows = (hidden_ / (2 * lease_.workers()) + kTileRows - 1) / kTileRows * kTileRows;
+    return std::clamp<int64_t>(rows, kTileRows, kTiledOutRows);
+  }
+
+  bool uses_tiles(const ExpertGroup& group) const {
+    return hk2::uses_tiles(kernels_, call_.gate, group.tokens()) &&
+           hk2::uses_tiles(kernels_, call_.up, group.tokens()) &&
+           hk2::uses_tiles(kernels_, call_.down, group.tokens());
+  }
+
+  // Packed tokens of all experts could be many times x; so few experts at a time that they fit.
+  void plan_rounds() {
+    const int64_t bytes = (panel_size(hidden_) + panel_size(width_)) * 2;
+    const int64_t capacity = call_.packed_bytes / bytes;
+    rounds_ = lease_.arena().take<Round>(std::max<int64_t>(1, num_groups_));
+    Round* round = new (rounds_) Round{0, 0, 0, {}, {}};
+    for (int64_t g = 0; g < num_groups_; ++g) {
+      const int64_t panels = uses_tiles(groups_[g]) ? num_panels(groups_[g].tokens()) : 0;
+      if (round->panels && round->panels + panels > capacity)
+        round = new (rounds_ + num_rounds_++) Round{g, g, 0, {}, {}};
+      groups_[g].panel = panels ? round->panels : -1;
+      round->panels += panels;
+      round->end = g + 1;
+      max_panels_ = std::max(max_panels_, round->panels);
+    }
+  }
+
+  void pack_share(const Round& round, int worker) {
+    const Share share(round.panels, worker, lease_.workers());
+    for (int64_t g = round.begin; g < round.end; ++g) {
+      const ExpertGroup& group = groups_[g];
+      if (!group.tiled()) continue;
+      for (int64_t p = 0; p < num_panels(group.tokens()); ++p) {
+        const int64_t panel = group.panel + p, begin = group.begin + p * kPanelTokens;
+        if (panel < share.begin || panel >= share.end) continue;
+        const int64_t tokens = std::min<int64_t>(kPanelTokens, group.end - begin);
+        const float* x[kPanelTokens];
+        for (int64_t t = 0; t < tokens; ++t) x[t] = call_.x + slot_token_[begin + t] * hidden_;
+        kernels_.tiles()->pack(x, tokens, hidden_, x_panels_ + panel * panel_size(hidden_));
+      }
+    }
+  }
 
   // Counting sort of (token, k) by expert; tokens stay in order. Returns the number of slots.
   int64_t sort_by_expert() {
@@ -68,7 +147,7 @@ class MoeRegion {
       if (call_.expert_ids[i] >= 0) ++ends[call_.expert_ids[i] + 1];
     groups_ = arena.take<ExpertGroup>(experts);
     for (int64_t e = 0; e < experts; ++e) {
-      if (ends[e + 1]) groups_[num_groups_++] = {e, ends[e], ends[e] + ends[e + 1]};
+      if (ends[e + 1]) groups_[num_groups_++] = {e, ends[e], ends[e] + ends[e + 1], -1};
       ends[e + 1] += ends[e];
     }
     const int64_t slots = ends[experts];
@@ -97,17 +176,19 @@ class MoeRegion {
     }
   }
 
-  const uint8_t* mid_weights(const Matrix& matrix, int64_t task) const {
+  const uint8_t* mid_weights(const Matrix& matrix, const Round& round, int64_t task) const {
     if (task < 0) return nullptr;
-    return matrix.row(groups_[task / mid_tasks_].expert, task % mid_tasks_ * mid_rows_);
+    const ExpertGroup& group = groups_[round.begin + task / mid_tasks_];
+    return matrix.row(group.expert, task % mid_tasks_ * mid_rows_);
   }
 
   // mid[slot][rows] = silu(gate x) * up x for one expert's tokens and a run of rows, quantised
   // while it is in the cache.
-  void gate_up(int64_t task, int64_t next, int worker) {
-    const ExpertGroup& group = groups_[task / mid_tasks_];
+  void gate_up(const Round& round, int64_t task, int64_t next, int worker) {
+    const ExpertGroup& group = groups_[round.begin + task / mid_tasks_];
     const int64_t first = task % mid_tasks_ * mid_rows_;
     const int64_t rows = std::min(mid_rows_, width_ - first);
+    if (group.tiled()) return gate_up_tiled(group, first, rows, worker);
     float* gate = scratch(worker);
     float* up = gate + kTokenBlock * kMaxRows;
     Multiply product;
@@ -117,13 +198,13 @@ class MoeRegion {
     for (int64_t begin = group.begin; begin < group.end; begin += kTokenBlock) {
       product.x = slot_x_ + begin;
       product.tokens = std::min(kTokenBlock, group.end - begin);
-      product.weights = mid_weights(call_.gate, task);
-      product.next = mid_weights(call_.up, task);
+      product.weights = mid_weights(call_.gate, round, task);
+      product.next = mid_weights(call_.up, round, task);
       product.row_bytes = call_.gate.row_bytes();
       product.y = gate;
       kernels_[*call_.gate.quant].multiply(product);
-      product.weights = mid_weights(call_.up, task);
-      product.next = mid_weights(call_.gate, next);
+      product.weights = mid_weights(call_.up, round, task);
+      product.next = mid_weights(call_.gate, round, next);
       product.row_bytes = call_.up.row_bytes();
       product.y = up;
       kernels_[*call_.up.quant].multiply(product);
@@ -140,34 +221,97 @@ class MoeRegion {
     }
   }
 
+  void gate_up_tiled(const ExpertGroup& group, int64_t first, int64_t rows, int worker) {
+    float* gate = scratch(worker);
+    float* up = gate + kMaxPanels * kPanelTokens * kMaxRows;
+    const int64_t total = num_panels(group.tokens());
+    PanelProduct product;
+    product.rows = rows;
+    for (int64_t p = 0; p < total; p += kMaxPanels) {
+      product.num_panels = std::min(kMaxPanels, total - p);
+      product.panels = x_panels_ + (group.panel + p) * panel_size(hidden_);
+      product.weights = call_.gate.row(group.expert, first);
+      product.next = call_.up.row(group.expert, first);
+      product.sums = gate;
+      multiply_panels(kernels_, call_.gate, product, decoded(worker));
+      product.weights = product.next;
+      product.next = nullptr;
+      product.sums = up;
+      multiply_panels(kernels_, call_.up, product, decoded(worker));
+      kernels_.activations().silu_multiply(gate, up, rows * product.num_panels * kPanelTokens);
+      uint16_t* mid = mid_panels_ + (group.panel + p) * panel_size(width_) + panel_size(first);
+      kernels_.tiles()->pack_sums(gate, rows, product.num_panels, mid, panel_size(width_));
+    }
+  }
+
   // y[:, rows] = sum over the experts. One task owns these rows of y, so nothing is shared and the
   // order is fixed.
-  void down(int64_t task, int64_t next, int worker) {
+  void down(const Round& round, int64_t task, int64_t next, int worker) {
     const int64_t first = task * out_rows_, rows = std::min(out_rows_, hidden_ - first);
-    for (int64_t t = 0; t < call_.tokens; ++t)
-      std::fill_n(call_.y + t * hidden_ + first, rows, 0.0f);
+    if (round.begin == 0)
+      for (int64_t t = 0; t < call_.tokens; ++t)
+        std::fill_n(call_.y + t * hidden_ + first, rows, 0.0f);
+    for (int64_t g = round.begin; g < round.end; ++g) {
+      const ExpertGroup& group = groups_[g];
+      const uint8_t* later = g + 1 < round.end ? call_.down.row(groups_[g + 1].expert, first)
+                             : next >= 0
+                                 ? call_.down.row(groups_[round.begin].expert, next * out_rows_)
+                                 : nullptr;
+      if (group.tiled()) {
+        down_tiled(group, first, rows, later, worker);
+        continue;
+      }
+      for (int64_t r = 0; r < rows; r += kMaxRows)
+        down_few(group, first + r, std::min(kMaxRows, rows - r),
+                 r + kMaxRows < rows ? call_.down.row(group.expert, first + r + kMaxRows) : later,
+                 worker);
+    }
+  }
+
+  void down_few(const ExpertGroup& group, int64_t first, int64_t rows, const uint8_t* next,
+                int worker) {
     Multiply product;
+    product.weights = call_.down.row(group.expert, first);
+    product.next = next;
     product.rows = rows;
     product.cols = width_;
     product.row_bytes = call_.down.row_bytes();
     product.y = scratch(worker);
     product.y_stride = kMaxRows;
-    for (int64_t g = 0; g < num_groups_; ++g) {
-      const ExpertGroup& group = groups_[g];
-      product.weights = call_.down.row(group.expert, first);
-      product.next = g + 1 < num_groups_ ? call_.down.row(groups_[g + 1].expert, first)
-                     : next >= 0         ? call_.down.row(groups_[0].expert, next * out_rows_)
-                                         : nullptr;
-      for (int64_t begin = group.begin; begin < group.end; begin += kTokenBlock) {
-        product.x = mid_.rows() + begin;
-        product.tokens = std::min(kTokenBlock, group.end - begin);
-        kernels_[*call_.down.quant].multiply(product);
-        for (int64_t t = 0; t < product.tokens; ++t) {
-          const float weight = slot_weight_[begin + t];
-          const float* part = product.y + t * kMaxRows;
-          float* y = call_.y + slot_token_[begin + t] * hidden_ + first;
-          for (int64_t r = 0; r < rows; ++r) y[r] += weight * part[r];
-        }
+    for (int64_t begin = group.begin; begin < group.end; begin += kTokenBlock) {
+      product.x = mid_.rows() + begin;
+      product.tokens = std::min(kTokenBlock, group.end - begin);
+      kernels_[*call_.down.quant].multiply(product);
+      for (int64_t t = 0; t < product.tokens; ++t) {
+        const float weight = slot_weight_[begin + t];
+        const float* part = product.y + t * kMaxRows;
+        float* y = call_.y + slot_token_[begin + t] * hidden_ + first;
+        for (int64_t r = 0; r < rows; ++r) y[r] += weight * part[r];
+      }
+    }
+  }
+
+  void down_tiled(const ExpertGroup& group, int64_t first, int64_t rows, const uint8_t* next,
+                  int worker) {
+    const int64_t total = num_panels(group.tokens());
+    PanelProduct product;
+    product.weights = call_.down.row(group.expert, first);
+    product.rows = rows;
+    product.sums = scratch(worker);
+    for (int64_t p = 0; p < total; p += kMaxPanels) {
+      product.num_panels = std::min(kMaxPanels, total - p);
+      product.next = p + kMaxPanels < total ? product.weights : next;
+      product.panels = mid_panels_ + (group.panel + p) * panel_size(width_);
+      multiply_panels(kernels_, call_.down, product, decoded(worker));
+      for (int64_t i = 0; i < product.num_panels; ++i) {
+        const int64_t begin = group.begin + (p + i) * kPanelTokens;
+        const int64_t tokens = std::min<int64_t>(kPanelTokens, group.end - begin);
+        float* y[kPanelTokens];
+        for (int64_t t = 0; t < tokens; ++t)
+          y[t] = call_.y + slot_token_[begin + t] * hidden_ + first;
+        constexpr int64_t kTile = kPanelTokens * 16;
+        kernels_.tiles()->add(product.sums + i * kTile, product.num_panels * kTile, rows, tokens,
+                              slot_weight_ + begin, y);
       }
     }
   }
@@ -183,11 +327,16 @@ class MoeRegion {
   int64_t* slot_token_ = nullptr;    // [slots]
   float* slot_weight_ = nullptr;     // [slots]
   const int64_t slots_;
-  Activations mid_;                    // [slots, F]
-  const int64_t mid_rows_, out_rows_;  // rows in a task
-  const int64_t mid_tasks_;            // per expert
-  float* scratch_;                     // [workers, 2, kTokenBlock, kMaxRows]
-  TaskCounter mid_counter_, out_counter_;
+  Activations mid_;          // [slots, F]
+  const int64_t mid_rows_;   // in a task
+  const int64_t mid_tasks_;  // per expert
+  int64_t out_rows_;         // in a task
+  Round* rounds_ = nullptr;
+  int64_t num_rounds_ = 1, max_panels_ = 0;
+  uint16_t* x_panels_;    // [max_panels_, H / 2, 16, 2] a round's tokens, as many times as experts
+  uint16_t* mid_panels_;  // [max_panels_, F / 2, 16, 2]
+  float* scratch_;        // [workers, scratch_size_]
+  int64_t scratch_size_;
 };
 
 }  // namespace

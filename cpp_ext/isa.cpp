@@ -4,14 +4,27 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace hk2 {
 namespace {
 
 #if defined(__x86_64__)
+// Linux gives a process the registers of AMX only when asked; its threads and children inherit
+// them.
+bool request_tile_registers() {
+  constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA
+#if defined(__linux__) && defined(SYS_arch_prctl)
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 struct CpuFeatures {
-  bool avx2 = false, avx512_vnni = false;
+  bool avx2 = false, avx512_vnni = false, amx = false;
 
   CpuFeatures() {
     unsigned a, b, c, d;
@@ -22,10 +35,13 @@ struct CpuFeatures {
     unsigned xcr0, xcr0_high;
     __asm__("xgetbv" : "=a"(xcr0), "=d"(xcr0_high) : "c"(0));
     const bool os_ymm = (xcr0 & 0x06) == 0x06, os_zmm = (xcr0 & 0xe6) == 0xe6;
+    const bool os_tiles = (xcr0 & 0x60000) == 0x60000;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
     avx2 = os_ymm && fma && f16c && (b >> 5 & 1);
     const bool f = b >> 16 & 1, dq = b >> 17 & 1, bw = b >> 30 & 1, vl = b >> 31 & 1;
     avx512_vnni = avx2 && os_zmm && f && dq && bw && vl && (c >> 11 & 1);
+    const bool amx_bf16 = d >> 22 & 1, amx_tile = d >> 24 & 1;
+    amx = avx512_vnni && os_tiles && amx_bf16 && amx_tile && request_tile_registers();
   }
 };
 #endif
@@ -35,6 +51,7 @@ bool is_supported(Tier tier) {
   static const CpuFeatures cpu;
   if (tier == Tier::kAvx2) return cpu.avx2;
   if (tier == Tier::kAvx512Vnni) return cpu.avx512_vnni;
+  if (tier == Tier::kAmx) return cpu.amx;
 #endif
   return tier == Tier::kGeneric;
 }
@@ -43,9 +60,9 @@ bool is_supported(Tier tier) {
 
 const std::vector<TierInfo>& all_tiers() {
   static const std::vector<TierInfo> tiers = {
-      {Tier::kGeneric, "generic", Tier::kGeneric},
-      {Tier::kAvx2, "avx2", Tier::kGeneric},
-      {Tier::kAvx512Vnni, "avx512_vnni", Tier::kAvx2},
+      {Tier::kGeneric, "generic", Tier::kGeneric},          {Tier::kAvx2, "avx2", Tier::kGeneric},
+      {Tier::kAvx512Vnni, "avx512_vnni", Tier::kAvx2},      {Tier::kAmx, "amx", Tier::kAvx512Vnni},
+      {Tier::kAmxEmulated, "amx_emulated", Tier::kGeneric},
   };
   return tiers;
 }
@@ -62,6 +79,7 @@ const TierInfo& tier_info(Tier tier) { return all_tiers()[static_cast<int>(tier)
 TierInfo choose_tier(const std::string& name) {
   const std::vector<TierInfo> supported = supported_tiers();
   if (name.empty()) return supported.back();
+  if (name == "amx_emulated") return tier_info(Tier::kAmxEmulated);
   std::string names;
   for (const TierInfo& info : supported) {
     if (name == info.name) return info;

@@ -8,6 +8,7 @@
 #include <new>
 
 #include "hk2/activations.h"
+#include "hk2/tile_product.h"
 
 namespace hk2 {
 namespace {
@@ -37,12 +38,68 @@ void multiply_rows(const KernelTable& kernels, const Matrix& matrix, const Activ
   }
 }
 
+// Many tokens, through tiles: all are packed once, then runs of rows meet them.
+void linear_tiled(ThreadPool::Lease& lease, const KernelTable& kernels, const Matrix& matrix,
+                  const float* x, float* y, int64_t tokens) {
+  const int64_t total = num_panels(tokens), size = panel_size(matrix.cols);
+  const int64_t rows = task_size(matrix.stack * matrix.rows, lease.workers(), kMinRows, kMaxRows);
+  const int64_t tasks = (matrix.rows + rows - 1) / rows;  // per matrix
+  constexpr int64_t kTile = kPanelTokens * 16, kSums = kMaxPanels * kPanelTokens * kMaxRows;
+  constexpr int64_t kDecoded = kTileRows * kDecodeStride;
+  uint16_t* panels = lease.arena().take<uint16_t>(matrix.stack * total * size);
+  float* sums = lease.arena().take<float>(lease.workers() * kSums);
+  uint16_t* decoded = lease.arena().take<uint16_t>(lease.workers() * kDecoded);
+  const TileKernel& tiles = *kernels.tiles();
+  TaskCounter counter;
+  lease.run([&](int worker) {
+    tiles.open();
+    const Share share(matrix.stack * total, worker, lease.workers());
+    for (int64_t i = share.begin; i < share.end; ++i) {
+      const int64_t first = i % total * kPanelTokens;
+      const int64_t count = std::min<int64_t>(kPanelTokens, tokens - first);
+      const float* token[kPanelTokens];
+      for (int64_t t = 0; t < count; ++t)
+        token[t] = x + (i / total * tokens + first + t) * matrix.cols;
+      tiles.pack(token, count, matrix.cols, panels + i * size);
+    }
+    lease.barrier();
+    for (int64_t task; (task = counter.take()) < matrix.stack * tasks;) {
+      const int64_t s = task / tasks, first = task % tasks * rows;
+      PanelProduct product;
+      product.weights = matrix.row(s, first);
+      product.next = nullptr;
+      product.rows = std::min(rows, matrix.rows - first);
+      product.sums = sums + worker * kSums;
+      for (int64_t p = 0; p < total; p += kMaxPanels) {
+        product.num_panels = std::min(kMaxPanels, total - p);
+        product.panels = panels + (s * total + p) * size;
+        multiply_panels(kernels, matrix, product, decoded + worker * kDecoded);
+        for (int64_t i = 0; i < product.num_panels; ++i) {
+          const int64_t token = (p + i) * kPanelTokens;
+          const int64_t count = std::min<int64_t>(kPanelTokens, tokens - token);
+          float ones[kPanelTokens], *out[kPanelTokens];
+          for (int64_t t = 0; t < count; ++t) {
+            ones[t] = 1;
+            out[t] = y + (s * tokens + token + t) * matrix.rows + first;
+            std::fill_n(out[t], product.rows, 0.0f);
+          }
+          tiles.add(product.sums + i * kTile, product.num_panels * kTile, product.rows, count, ones,
+                    out);
+        }
+      }
+    }
+    tiles.close();
+  });
+}
+
 }  // namespace
 
 void linear(ThreadPool& pool, const KernelTable& kernels, const Matrix& matrix, const float* x,
             float* y, int64_t tokens) {
   if (tokens == 0) return;
   ThreadPool::Lease lease(pool);
+  if (uses_tiles(kernels, matrix, tokens))
+    return linear_tiled(lease, kernels, matrix, x, y, tokens);
   Activations activations(lease.arena(), matrix.stack * tokens, matrix.cols, reads_codes(matrix),
                           reads_values(matrix), x);
   TaskCounter counter;

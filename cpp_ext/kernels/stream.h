@@ -62,11 +62,11 @@ void multiply(const Multiply& call) {
 }  // namespace
 }  // namespace hk2
 
-// The object's one exported symbol.
-#define HK2_EXPORT(tier, quant, function)     \
-  namespace hk2 {                             \
-  namespace {                                 \
-  const Kernel kKernel = {function, nullptr}; \
-  }                                           \
-  }                                           \
+// The object's one exported symbol; the members of its Kernel in order.
+#define HK2_EXPORT(tier, quant, ...)    \
+  namespace hk2 {                       \
+  namespace {                           \
+  const Kernel kKernel = {__VA_ARGS__}; \
+  }                                     \
+  }                                     \
   extern "C" const hk2::Kernel* hk2_##tier##_##quant() { return &hk2::kKernel; }

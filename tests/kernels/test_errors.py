@@ -137,7 +137,8 @@ def test_other_wrong_arguments_are_refused(call, message):
 
 
 def test_a_tier_this_machine_lacks_is_refused():
-    missing = [tier for tier in _cpu.all_tiers() if tier not in _cpu.tiers()]
+    everywhere = (*_cpu.tiers(), "amx_emulated")
+    missing = [tier for tier in _cpu.all_tiers() if tier not in everywhere]
     if not missing:
         pytest.skip("this machine runs every tier")
     with pytest.raises(ValueError, match=f"tier: this machine cannot run '{missing[0]}'"):

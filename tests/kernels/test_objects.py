@@ -56,7 +56,7 @@ def test_only_kernels_include_instruction_set_headers():
 def test_every_kernel_source_is_in_the_table():
     table = (ROOT / "cpp_ext" / "kernels.inc").read_text()
     for source in SOURCES:
-        if source.stem != "activations":
+        if source.stem not in ("activations", "tiles"):
             assert f"{source.parent.name}, {source.stem})" in table, source
         else:
             assert f"{source.parent.name})" in table, source

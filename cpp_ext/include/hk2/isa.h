@@ -6,7 +6,7 @@
 
 namespace hk2 {
 
-enum class Tier : int { kGeneric, kAvx2, kAvx512Vnni };
+enum class Tier : int { kGeneric, kAvx2, kAvx512Vnni, kAmx, kAmxEmulated };
 
 struct TierInfo {
   Tier tier;
@@ -17,7 +17,8 @@ struct TierInfo {
 const std::vector<TierInfo>& all_tiers();  // parents before children
 std::vector<TierInfo> supported_tiers();   // lowest first
 const TierInfo& tier_info(Tier tier);
-TierInfo choose_tier(
-    const std::string& name);  // "" = best; std::invalid_argument for unknown or unsupported
+// "" = best; std::invalid_argument for unknown or unsupported. "amx_emulated", for tests, runs
+// everywhere, slowly, and is chosen by name only.
+TierInfo choose_tier(const std::string& name);
 
 }  // namespace hk2

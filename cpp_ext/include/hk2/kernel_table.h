@@ -32,12 +32,14 @@ class KernelTable {
   }  // name of the tier that serves it
   const Kernel& operator[](const QuantInfo& quant) const { return kernels_[quant.index]; }
   const ActivationKernel& activations() const { return activations_; }
+  const TileKernel* tiles() const { return tiles_; }  // null: this tier has no tiles
 
  private:
   TierInfo tier_;
   std::vector<Kernel> kernels_;
   std::vector<const char*> sources_;
   ActivationKernel activations_{};
+  const TileKernel* tiles_ = nullptr;
 };
 
 // `stack` matrices of stored blocks, one behind the other, row-major. Does not own the bytes.

@@ -42,11 +42,59 @@ struct Multiply {
   int64_t y_stride;
 };
 
+// out[r * kDecodeStride + k] = weight[r][k] rounded to bfloat16, for 0 <= r < rows, 0 <= k < cols.
+// What lies behind in a row of `out` may be overwritten.
+constexpr int kDecodeStride = 512;
+struct Decode {
+  const uint8_t* weights;  // the first row's first block, any alignment
+  const uint8_t* next;     // what this thread decodes next, for the prefetcher; may be null
+  int64_t row_bytes;       // from one row's block to the next's
+  int64_t rows;
+  int64_t cols;   // a multiple of the type's block size, at most kDecodeStride
+  uint16_t* out;  // [rows, kDecodeStride], 64-byte aligned
+};
+
 // One (tier, quant) pair. A null member falls to the parent tier.
 struct Kernel {
-  void (*multiply)(const Multiply& call);
+  void (*multiply)(const Multiply& call) = nullptr;
+  void (*decode)(const Decode& call) = nullptr;  // integer types only
   void (*dequantise)(const uint8_t* blocks, int64_t n,
-                     float* out);  // n weights, a multiple of the block size
+                     float* out) = nullptr;  // n weights, a multiple of the block size
+};
+
+// Products of bfloat16 tiles: 16 tokens are a panel, pairs of columns in the order
+// [columns / 2][16 tokens][2], zero beyond the tokens and columns there are.
+constexpr int kPanelTokens = 16;
+constexpr int kTileCols = 32;  // columns are padded to a multiple of this
+constexpr int kTileRows = 32;  // weight rows in one product
+
+// sums[i][p][r][t] (+)= sum over k of rows[16 i + r][k] * panel p's token t, for two tiles i of 16
+// rows and each of `num_panels` panels. Products are exact, sums are float32 in a fixed order.
+struct TileProduct {
+  const uint16_t* rows;  // [kTileRows, kDecodeStride] bfloat16
+  const uint16_t* panels;
+  int64_t panel_stride;  // from one panel to the next
+  int64_t cols;          // a multiple of kTileCols, at most kDecodeStride
+  int64_t num_panels;
+  float* sums;      // [2, num_panels, 16, 16], 64-byte aligned
+  bool accumulate;  // false: what sums held is lost
+};
+
+struct TileKernel {
+  // Around all use on a thread: the processor's tile state.
+  void (*open)();
+  void (*close)();
+  // One panel of x[tokens] of `cols` values each, tokens <= 16.
+  void (*pack)(const float* const* x, int64_t tokens, int64_t cols, uint16_t* panel);
+  // The same from sums [rows / 16, num_panels, 16, 16], which hold the columns of the new panels.
+  // rows: a multiple of kTileCols. panels: where the first of these columns lies.
+  void (*pack_sums)(const float* sums, int64_t rows, int64_t num_panels, uint16_t* panels,
+                    int64_t panel_stride);
+  void (*multiply)(const TileProduct& call);
+  // y[t][r] += weights[t] * the sums of row r and panel token t, r < rows, t < tokens <= 16.
+  // sums: one panel's of the first 16 rows; the next 16 rows' lie sums_stride further.
+  void (*add)(const float* sums, int64_t sums_stride, int64_t rows, int64_t tokens,
+              const float* weights, float* const* y);
 };
 
 // What a tier does to activations.

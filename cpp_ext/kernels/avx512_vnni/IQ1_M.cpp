@@ -37,4 +37,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx512_vnni, IQ1_M, TiledKernel<Format>::multiply)
+HK2_EXPORT(avx512_vnni, IQ1_M, TiledKernel<Format>::multiply, decode<Format>)

@@ -29,4 +29,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx512_vnni, IQ2_XS, TiledKernel<Format>::multiply)
+HK2_EXPORT(avx512_vnni, IQ2_XS, TiledKernel<Format>::multiply, decode<Format>)

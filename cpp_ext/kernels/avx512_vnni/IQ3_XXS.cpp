@@ -30,4 +30,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx512_vnni, IQ3_XXS, TiledKernel<Format>::multiply)
+HK2_EXPORT(avx512_vnni, IQ3_XXS, TiledKernel<Format>::multiply, decode<Format>)

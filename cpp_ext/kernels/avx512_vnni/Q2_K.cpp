@@ -24,4 +24,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx512_vnni, Q2_K, TiledKernel<Format>::multiply)
+HK2_EXPORT(avx512_vnni, Q2_K, TiledKernel<Format>::multiply, decode<Format>)

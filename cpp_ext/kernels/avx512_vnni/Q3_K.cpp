@@ -28,4 +28,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx512_vnni, Q3_K, TiledKernel<Format>::multiply)
+HK2_EXPORT(avx512_vnni, Q3_K, TiledKernel<Format>::multiply, decode<Format>)

@@ -22,4 +22,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx512_vnni, TQ1_0, TiledKernel<Format>::multiply)
+HK2_EXPORT(avx512_vnni, TQ1_0, TiledKernel<Format>::multiply, decode<Format>)

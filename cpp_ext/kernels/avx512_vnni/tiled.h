@@ -7,7 +7,7 @@
 // 16 tokens. Four rows go together, to load the activations once for them.
 #pragma once
 
-#include "quantised.h"
+#include "decode.h"
 
 namespace hk2 {
 namespace {

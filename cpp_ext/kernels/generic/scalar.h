@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "../bfloat16.h"
 #include "hk2/kernels.h"
 #include "hk2/quant_blocks.h"
 
@@ -84,6 +85,14 @@ struct QuantisedKernel {
     }
   }
 
+  static void decode(const Decode& call) {
+    alignas(64) float values[kDecodeStride] = {};
+    for (int64_t r = 0; r < call.rows; ++r) {
+      dequantise(call.weights + r * call.row_bytes, call.cols, values);
+      round_to_bfloat16(values, kDecodeStride, call.out + r * kDecodeStride);
+    }
+  }
+
  private:
   static float dot(const Codes& w, const ActivationRow& x, int64_t k) {
     const int8_t* codes = x.codes + k;
@@ -105,6 +114,7 @@ struct QuantisedKernel {
 template <class Format>
 struct FloatKernel {
   using Stored = typename Format::Stored;
+  static constexpr void (*decode)(const Decode&) = nullptr;  // float types keep their precision
   static constexpr int kLanes =
       8;  // independent partial sums, so that the loop vectorises without -ffast-math
 
@@ -142,10 +152,10 @@ struct FloatKernel {
 }  // namespace hk2
 
 // The object's one exported symbol.
-#define HK2_EXPORT(quant, KernelClass)                                     \
-  namespace hk2 {                                                          \
-  namespace {                                                              \
-  const Kernel kKernel = {KernelClass::multiply, KernelClass::dequantise}; \
-  }                                                                        \
-  }                                                                        \
+#define HK2_EXPORT(quant, KernelClass)                                                          \
+  namespace hk2 {                                                                               \
+  namespace {                                                                                   \
+  const Kernel kKernel = {KernelClass::multiply, KernelClass::decode, KernelClass::dequantise}; \
+  }                                                                                             \
+  }                                                                                             \
   extern "C" const hk2::Kernel* hk2_generic_##quant() { return &hk2::kKernel; }
