@@ -84,7 +84,7 @@ class Answer:
         *,
         stop: Sequence[str] = (),
         thinking: bool = False,
-        tools: Sequence[Mapping[str, Any]] = (),
+        tools: Sequence[Mapping[str, Any]] | None = (),
         history: Sequence[Mapping[str, Any]] = (),
         parallel_tool_calls: bool = True,
         timeout_s: float | None = None,

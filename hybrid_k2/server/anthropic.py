@@ -5,7 +5,6 @@ events. Knows nothing of sockets, threads or how text becomes tokens.
 """
 
 import functools
-import logging
 import uuid
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -17,7 +16,7 @@ from hybrid_k2.server.answer import Answer, Piece, Usage
 from hybrid_k2.server.anthropic_blocks import BlockEvents, whole_blocks
 from hybrid_k2.server.anthropic_messages import is_function, to_messages, to_tools
 from hybrid_k2.server.anthropic_schemas import IGNORED_FIELDS, CountTokensRequest, MessagesRequest
-from hybrid_k2.server.errors import ApiError, to_api_error
+from hybrid_k2.server.errors import ApiError
 from hybrid_k2.server.exchange import (
     IgnoredParts,
     check_model,
@@ -28,8 +27,6 @@ from hybrid_k2.server.exchange import (
 from hybrid_k2.server.request_body import body_docs, read_body
 from hybrid_k2.server.service import Service
 from hybrid_k2.server.sse import named_event
-
-log = logging.getLogger(__name__)
 
 PING = {"type": "ping"}
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
@@ -124,25 +121,23 @@ class _Message:
         return {**self._object(usage), "content": content, **_ending(pieces[-1])}
 
     async def events(self) -> AsyncGenerator[str, None]:
-        """The events in Anthropic's order, an error that comes too late for a status among them."""
-        try:
-            # What the prefix cache saves is known later; message_delta says it.
-            yield named_event(
-                {"type": "message_start", "message": self._object(_usage(self._answer.usage))}
-            )
-            yield named_event(PING)
-            blocks = BlockEvents()
-            async for piece in self._answer.pieces():
-                for event in blocks.push(piece.deltas):
-                    yield named_event(event)
-            for event in blocks.finish():
+        """The events in Anthropic's order."""
+        # What the prefix cache saves is known later; message_delta says it.
+        usage = _usage(self._answer.usage)
+        yield named_event({"type": "message_start", "message": self._object(usage)})
+        yield named_event(PING)
+        blocks = BlockEvents()
+        async for piece in self._answer.pieces():
+            for event in blocks.push(piece.deltas):
                 yield named_event(event)
-            usage = _usage(self._answer.usage)
-            yield named_event({"type": "message_delta", "delta": _ending(piece), "usage": usage})
-            yield named_event({"type": "message_stop"})
-        except Exception as error:
-            log.warning("stream %s ended by an error", self._id, exc_info=error)
-            yield named_event(to_api_error(error).anthropic_body())
+        for event in blocks.finish():
+            yield named_event(event)
+        usage = _usage(self._answer.usage)
+        yield named_event({"type": "message_delta", "delta": _ending(piece), "usage": usage})
+        yield named_event({"type": "message_stop"})
+
+    def error_event(self, error: ApiError) -> str:
+        return named_event(error.anthropic_body())
 
     def _object(self, usage: dict[str, int]) -> dict[str, Any]:
         return {

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hybrid_k2.server.schemas import MAX_MESSAGES, MAX_STOPS, MAX_TOOLS, StopString
+from hybrid_k2.server.schemas import MAX_MESSAGES, MAX_STOPS, Messages, StopString, Tools
 
 
 class CountTokensRequest(BaseModel):
@@ -16,10 +16,10 @@ class CountTokensRequest(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="allow")
 
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Messages
     model: str | None = None
     system: str | Annotated[list[dict[str, Any]], Field(max_length=MAX_MESSAGES)] | None = None
-    tools: Annotated[list[dict[str, Any]], Field(max_length=MAX_TOOLS)] | None = None
+    tools: Tools | None = None
     tool_choice: dict[str, Any] | None = None
     output_config: dict[str, Any] | None = None
 

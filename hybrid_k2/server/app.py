@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
-from hybrid_k2.server import anthropic, errors, openai
+from hybrid_k2.server import anthropic, completions, errors, openai, tokens
 from hybrid_k2.server.guard import Guard
 from hybrid_k2.server.service import Service
 
@@ -26,8 +26,8 @@ def create_app(service: Service) -> FastAPI:
     # The documentation pages would load scripts from another site; /openapi.json has it all.
     app = FastAPI(title="hybrid-k2", lifespan=lifespan, docs_url=None, redoc_url=None)
     errors.install(app)
-    app.include_router(openai.create_router(service))
-    app.include_router(anthropic.create_router(service))
+    for api in (openai, completions, anthropic, tokens):
+        app.include_router(api.create_router(service))
 
     @app.get("/health")
     async def health() -> JSONResponse:

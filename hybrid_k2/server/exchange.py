@@ -16,7 +16,7 @@ from hybrid_k2.engine import SamplingParams
 from hybrid_k2.errors import ContextLengthError
 from hybrid_k2.server.answer import Answer
 from hybrid_k2.server.disconnect import ClientGoneError, run_until_disconnect
-from hybrid_k2.server.errors import ApiError
+from hybrid_k2.server.errors import ApiError, to_api_error
 from hybrid_k2.server.service import Service
 from hybrid_k2.server.sse import KEEP_ALIVE, SseResponse
 
@@ -34,7 +34,10 @@ class Reply(Protocol):
         """The answer as one JSON object."""
 
     def events(self) -> AsyncGenerator[str, None]:
-        """The answer as server-sent events, an error that comes too late for a status too."""
+        """The answer as server-sent events."""
+
+    def error_event(self, error: ApiError) -> str:
+        """The event that ends a stream whose answer failed, too late for a status."""
 
 
 class IgnoredParts:
@@ -67,7 +70,9 @@ async def respond(
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     reply = shape(answer)
     if stream:
-        return SseResponse(reply.events(), service.settings.keep_alive_s, answer.close, keep_alive)
+        return SseResponse(
+            _ending_in_error(reply), service.settings.keep_alive_s, answer.close, keep_alive
+        )
     try:
         return JSONResponse(await run_until_disconnect(request.receive, reply.whole()))
     except ClientGoneError:
@@ -75,6 +80,18 @@ async def respond(
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     finally:
         answer.close()
+
+
+async def _ending_in_error(reply: Reply) -> AsyncGenerator[str, None]:
+    events = reply.events()
+    try:
+        async for event in events:
+            yield event
+    except Exception as error:
+        log.warning("a stream ended by an error", exc_info=error)
+        yield reply.error_event(to_api_error(error))
+    finally:
+        await events.aclose()
 
 
 async def start_chat(

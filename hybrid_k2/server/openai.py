@@ -1,12 +1,10 @@
-"""OpenAI's routes: /v1/models and /v1/chat/completions, streaming and not.
+"""OpenAI's /v1/models and /v1/chat/completions, streaming and not.
 
 Owns the translation between OpenAI's fields and the engine's. Knows nothing of sockets, threads or
 how text becomes tokens.
 """
 
-import dataclasses
 import functools
-import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator
@@ -14,11 +12,11 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from hybrid_k2.engine import SamplingParams
 from hybrid_k2.engine.sampler import TokenLogprobs
 from hybrid_k2.server.answer import Answer, Piece, Usage
-from hybrid_k2.server.errors import ApiError, to_api_error
+from hybrid_k2.server.errors import ApiError
 from hybrid_k2.server.exchange import IgnoredParts, check_model, respond, start_chat
+from hybrid_k2.server.openai_sampling import sampling_choices
 from hybrid_k2.server.openai_tools import offered_tools, tool_call_chunk, tool_call_object
 from hybrid_k2.server.request_body import body_docs, read_body
 from hybrid_k2.server.schemas import IGNORED_FIELDS, ChatCompletionRequest
@@ -26,8 +24,6 @@ from hybrid_k2.server.service import Service
 from hybrid_k2.server.sse import DONE, data_event
 from hybrid_k2.text import Tokenizer
 from hybrid_k2.text.tool_calls import collect_calls
-
-log = logging.getLogger(__name__)
 
 
 def create_router(service: Service) -> APIRouter:
@@ -63,12 +59,20 @@ class ChatCompletions:
         """The whole answer, or a response that streams it; errors before its first byte raise."""
         self._warn_of_what_is_ignored(body)
         check_model(self._service, body.model)
-        _check_supported(body, self._service.core.max_sequences)
+        _check_supported(body)
+        max_tokens = body.max_completion_tokens
+        if max_tokens is None:
+            max_tokens = body.max_tokens
         start = start_chat(
             self._service,
             body.messages,
             offered_tools(body),
-            sampling_choices(body, self._service.engine.template.default_temperature),
+            sampling_choices(
+                self._service,
+                body,
+                max_tokens=max_tokens,
+                logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+            ),
             stop=body.stop_strings,
             parallel_tool_calls=body.parallel_tool_calls is not False,
         )
@@ -100,31 +104,30 @@ class _Chat:
         return self._object(
             "chat.completion",
             [self._choice(index, parts) for index, parts in enumerate(pieces)],
-            usage=_usage(self._answer.usage),
+            usage=usage_object(self._answer.usage),
         )
 
     async def events(self) -> AsyncGenerator[str, None]:
-        """The chunks as events, an error that comes too late for a status among them."""
-        try:
-            for index in range(self._body.n or 1):
-                yield self._chunk(index, {"role": "assistant", "content": ""})
-            async for piece in self._answer.pieces():
-                if piece.reasoning:
-                    yield self._chunk(piece.index, {"reasoning_content": piece.reasoning})
-                if piece.content or piece.logprobs:
-                    logprobs = self._logprobs(piece.logprobs)
-                    yield self._chunk(piece.index, {"content": piece.content}, logprobs)
-                for call in filter(None, map(tool_call_chunk, piece.calls)):
-                    yield self._chunk(piece.index, {"tool_calls": [call]})
-                if piece.finish_reason:
-                    yield self._chunk(piece.index, {}, finish_reason=piece.finish_reason)
-            if self._body.wants_usage_chunk:
-                usage = _usage(self._answer.usage)
-                yield data_event(self._object("chat.completion.chunk", [], usage=usage))
-            yield DONE
-        except Exception as error:
-            log.warning("stream %s ended by an error", self._id, exc_info=error)
-            yield data_event(to_api_error(error).body)
+        """The chunks as events."""
+        for index in range(self._body.n or 1):
+            yield self._chunk(index, {"role": "assistant", "content": ""})
+        async for piece in self._answer.pieces():
+            if piece.reasoning:
+                yield self._chunk(piece.index, {"reasoning_content": piece.reasoning})
+            if piece.content or piece.logprobs:
+                logprobs = self._logprobs(piece.logprobs)
+                yield self._chunk(piece.index, {"content": piece.content}, logprobs)
+            for call in filter(None, map(tool_call_chunk, piece.calls)):
+                yield self._chunk(piece.index, {"tool_calls": [call]})
+            if piece.finish_reason:
+                yield self._chunk(piece.index, {}, finish_reason=piece.finish_reason)
+        if self._body.wants_usage_chunk:
+            usage = usage_object(self._answer.usage)
+            yield data_event(self._object("chat.completion.chunk", [], usage=usage))
+        yield DONE
+
+    def error_event(self, error: ApiError) -> str:
+        return data_event(error.body)
 
     def _choice(self, index: int, pieces: list[Piece]) -> dict[str, Any]:
         message: dict[str, Any] = {
@@ -187,39 +190,7 @@ class _Chat:
         return {"content": content, "refusal": None}
 
 
-def sampling_choices(
-    body: ChatCompletionRequest, default_temperature: float
-) -> list[SamplingParams]:
-    """One SamplingParams a choice; with a seed each choice has its own, derived from it."""
-    given = {
-        "temperature": default_temperature if body.temperature is None else body.temperature,
-        "max_tokens": body.max_tokens,
-        "seed": body.seed,
-        "logprobs": (body.top_logprobs or 0) if body.logprobs else None,
-        "logit_bias": _logit_bias(body.logit_bias),
-    }
-    if body.max_completion_tokens is not None:
-        given["max_tokens"] = body.max_completion_tokens
-    same_names = ("top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "ignore_eos")
-    given |= {name: getattr(body, name) for name in same_names}
-    params = SamplingParams(**{name: value for name, value in given.items() if value is not None})
-    if params.seed is None:
-        return [params] * (body.n or 1)
-    return [dataclasses.replace(params, seed=params.seed + i) for i in range(body.n or 1)]
-
-
-def _logit_bias(biases: dict[str, float] | None) -> dict[int, float] | None:
-    if biases is None:
-        return None
-    for key in biases:
-        if not (key.isascii() and key.isdigit() and len(key) <= 10):
-            raise ApiError(400, f"logit_bias: {key[:80]!r} is not a token id", param="logit_bias")
-    return {int(key): bias for key, bias in biases.items()}
-
-
-def _check_supported(body: ChatCompletionRequest, max_choices: int) -> None:
-    if (body.n or 1) > max_choices:
-        raise ApiError(400, f"n is {body.n}; this server gives up to {max_choices}", param="n")
+def _check_supported(body: ChatCompletionRequest) -> None:
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
     if body.response_format is not None and body.response_format.type != "text":
@@ -240,7 +211,8 @@ def _model_card(service: Service) -> dict[str, Any]:
     }
 
 
-def _usage(usage: Usage) -> dict[str, Any]:
+def usage_object(usage: Usage) -> dict[str, Any]:
+    """The usage of an answer."""
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,

@@ -13,6 +13,8 @@ MAX_TOOLS = 256
 MAX_STOPS = 16
 
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
+Messages = Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_MESSAGES)]
+Tools = Annotated[list[dict[str, Any]], Field(max_length=MAX_TOOLS)]
 
 
 class StreamOptions(BaseModel):
@@ -27,18 +29,16 @@ class ResponseFormat(BaseModel):
     type: str = "text"
 
 
-class ChatCompletionRequest(BaseModel):
-    """POST /v1/chat/completions. A null means what leaving the field out means."""
+class GenerationRequest(BaseModel):
+    """What chats and completions have in common. A null means what leaving the field out means."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_MESSAGES)]
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     max_tokens: int | None = None
-    max_completion_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -47,14 +47,8 @@ class ChatCompletionRequest(BaseModel):
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = None
     ignore_eos: bool | None = None
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)] | None = None
-    tools: Annotated[list[dict[str, Any]], Field(max_length=MAX_TOOLS)] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
-    response_format: ResponseFormat | None = None
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -65,6 +59,60 @@ class ChatCompletionRequest(BaseModel):
     @property
     def wants_usage_chunk(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class ChatCompletionRequest(GenerationRequest):
+    """POST /v1/chat/completions."""
+
+    messages: Messages
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    tools: Tools | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+
+
+class CompletionRequest(GenerationRequest):
+    """POST /v1/completions. The last four fields are known in order to be refused."""
+
+    prompt: str | list[int] | Annotated[list[str] | list[list[int]], Field(max_length=1)]
+    echo: bool | None = None
+    logprobs: int | None = None
+    suffix: str | None = None
+    best_of: int | None = None
+
+
+class TemplateRequest(BaseModel):
+    """POST /apply-template."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    messages: Messages
+    tools: Tools | None = None
+    add_generation_prompt: bool = True
+
+
+class TokenizeRequest(BaseModel):
+    """POST /tokenize: a text, as vLLM (prompt) or llama.cpp (content) calls it, or a chat."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    prompt: str | None = None
+    content: str | None = None
+    messages: Messages | None = None
+    tools: Tools | None = None
+    add_generation_prompt: bool = True
+    return_token_strs: bool | None = None
+
+
+class DetokenizeRequest(BaseModel):
+    """POST /detokenize."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    tokens: list[int]
 
 
 # Known to OpenAI's clients and without effect on one machine's answer: no warning is due.

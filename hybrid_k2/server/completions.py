@@ -1,0 +1,136 @@
+"""OpenAI's /v1/completions: a prompt goes on as it is, with no chat template around it.
+
+Knows nothing of messages, tools or how text becomes tokens.
+"""
+
+import asyncio
+import functools
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from hybrid_k2.server.answer import Answer, Piece
+from hybrid_k2.server.errors import ApiError
+from hybrid_k2.server.exchange import IgnoredParts, check_model, respond
+from hybrid_k2.server.openai import usage_object
+from hybrid_k2.server.openai_sampling import sampling_choices
+from hybrid_k2.server.request_body import body_docs, read_body
+from hybrid_k2.server.schemas import IGNORED_FIELDS, CompletionRequest
+from hybrid_k2.server.service import Service
+from hybrid_k2.server.sse import DONE, data_event
+
+DEFAULT_MAX_TOKENS = 16  # OpenAI's
+
+
+def create_router(service: Service) -> APIRouter:
+    """The route over one service."""
+    router = APIRouter(prefix="/v1")
+    ignored = IgnoredParts("completions")
+
+    @router.post("/completions", openapi_extra=body_docs(CompletionRequest))
+    async def completions(request: Request) -> Response:
+        body = await read_body(request, CompletionRequest, service.settings)
+        fields = (name for name in body.model_extra or () if name not in IGNORED_FIELDS)
+        ignored.warn(f"field {name[:60]!r}" for name in fields)
+        check_model(service, body.model)
+        _check_supported(body)
+        shape = functools.partial(_Completion, service, body)
+        start = _start(service, body)
+        return await respond(request, service, start, shape, stream=bool(body.stream))
+
+    return router
+
+
+async def _start(service: Service, body: CompletionRequest) -> Answer:
+    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    choices = sampling_choices(service, body, max_tokens=max_tokens, logprobs=None)
+    tokenizer = service.engine.tokenizer
+    token_ids = _single_prompt(body)
+    if isinstance(token_ids, str):
+        token_ids = await asyncio.to_thread(
+            tokenizer.encode, token_ids, max_tokens=service.core.context
+        )
+    return await Answer.start(
+        service.thread,
+        tokenizer,
+        token_ids,
+        choices,
+        stop=body.stop_strings,
+        tools=None,
+        timeout_s=service.settings.request_timeout_s,
+    )
+
+
+class _Completion:
+    """One completion on its way out."""
+
+    def __init__(self, service: Service, body: CompletionRequest, answer: Answer) -> None:
+        self._model = service.model_name
+        self._body = body
+        self._answer = answer
+        self._id = f"cmpl-{uuid.uuid4().hex}"
+        self._created = int(time.time())
+
+    async def whole(self) -> dict[str, Any]:
+        """The text_completion object."""
+        pieces: list[list[Piece]] = [[] for _ in range(self._body.n or 1)]
+        async for piece in self._answer.pieces():
+            pieces[piece.index].append(piece)
+        choices = [
+            _choice(index, "".join(map(_text, parts)), parts[-1].finish_reason)
+            for index, parts in enumerate(pieces)
+        ]
+        return self._object(choices, usage=usage_object(self._answer.usage))
+
+    async def events(self) -> AsyncGenerator[str, None]:
+        """The parts as events."""
+        async for piece in self._answer.pieces():
+            choice = _choice(piece.index, _text(piece), piece.finish_reason)
+            yield data_event(self._object([choice]))
+        if self._body.wants_usage_chunk:
+            yield data_event(self._object([], usage=usage_object(self._answer.usage)))
+        yield DONE
+
+    def error_event(self, error: ApiError) -> str:
+        return data_event(error.body)
+
+    def _object(self, choices: list[Any], **more: Any) -> dict[str, Any]:
+        return {
+            "id": self._id,
+            "object": "text_completion",
+            "created": self._created,
+            "model": self._model,
+            "choices": choices,
+            **more,
+        }
+
+
+def _text(piece: Piece) -> str:
+    """Without a template around it, an answer has no part that is not its text."""
+    return piece.reasoning + piece.content
+
+
+def _choice(index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason}
+
+
+def _single_prompt(body: CompletionRequest) -> str | list[int]:
+    """The prompt, which may be the one element of a list."""
+    prompt: Any = body.prompt
+    is_batch = isinstance(prompt, list) and prompt and not isinstance(prompt[0], int)
+    return prompt[0] if is_batch else prompt
+
+
+def _check_supported(body: CompletionRequest) -> None:
+    unsupported = {
+        "echo": body.echo,
+        "logprobs": body.logprobs is not None,
+        "suffix": body.suffix is not None,
+        "best_of": (body.best_of or 1) > 1,
+    }
+    for name, is_asked in unsupported.items():
+        if is_asked:
+            raise ApiError(400, f"{name} is not supported for completions", param=name)
