@@ -146,6 +146,29 @@ def test_no_json_makes_messages_fail(one_server, changes, role, content):
                 assert_anthropic_error(answer)
 
 
+TOKEN_BODIES = {
+    "/v1/completions": {"prompt": "x", "max_tokens": 4},
+    "/tokenize": {"prompt": "x"},
+    "/detokenize": {"tokens": [1]},
+    "/apply-template": {"messages": HELLO["messages"]},
+}
+TOKEN_FIELDS = st.sampled_from(
+    "prompt content tokens messages tools n stop echo add_generation_prompt".split()
+)
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(changes=st.dictionaries(TOKEN_FIELDS, JSON, min_size=1, max_size=3))
+def test_no_json_makes_the_other_routes_fail(one_server, changes):
+    for path, body in TOKEN_BODIES.items():
+        status, answer, _ = post(one_server, {**body, **changes}, path)
+        assert status < 500, answer
+        if status != 200:
+            assert_openai_error(answer)
+
+
 @pytest.mark.parametrize(
     ("body", "headers", "status", "kind"),
     [

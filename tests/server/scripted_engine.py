@@ -50,6 +50,8 @@ class ScriptedModel:
 
     def _next(self, token_ids: list[int]) -> int:
         special = self._tokenizer.special_id
+        if special("<|im_assistant|>") not in token_ids:  # no chat: nothing is scripted for it
+            return ord("a")
         start = _last(token_ids, special("<|im_assistant|>"))
         answered = len(token_ids) - _next_index(token_ids, special("<|im_middle|>"), start) - 1
         first = _last(token_ids[:start], special("<|im_middle|>")) + 1
