@@ -7,7 +7,7 @@ namespace hk2 {
 
 // From so many tokens on tiles are faster than the integer kernels. More than kSameBits: tiles
 // round differently.
-constexpr int64_t kTileTokens = 12;
+constexpr int64_t kTileTokens = 16;
 constexpr int64_t kMaxPanels = 16;  // in one product, so that its sums stay in L2
 
 inline int64_t num_panels(int64_t tokens) { return (tokens + kPanelTokens - 1) / kPanelTokens; }
