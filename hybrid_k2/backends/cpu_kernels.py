@@ -76,9 +76,10 @@ class NativeKernels:
         self._kernels = cpu.Kernels(runtime.tier)
         log.info("CPU kernels: tier %s, %d threads", self._kernels.tier, runtime.resolved_threads)
 
-    def tier_of(self, quant: str) -> str:
-        """The tier whose kernel serves a quant type here."""
-        return self._kernels.table()[quant]
+    @property
+    def tier(self) -> str:
+        """The tier in use; a type without a kernel there is served by a lower one."""
+        return self._kernels.tier
 
     def read_bandwidth(self, num_bytes: int, repeats: int) -> float:
         """What this machine's memory delivers to the pool's threads, GB/s (10^9)."""

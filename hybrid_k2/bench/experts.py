@@ -108,7 +108,7 @@ def measure_experts(
         flops = 6 * num_tokens * shape.experts_per_token * shape.hidden_size * shape.width
         yield ExpertsResult(
             quant=quant,
-            tier=kernels.tier_of(quant),
+            tier=kernels.tier,
             threads=runtime.resolved_threads,
             tokens=num_tokens,
             runs=len(times) - 1,
