@@ -7,6 +7,7 @@ The conversation is `chat_session.py`, the interactive loop `chat_terminal.py`.
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -19,11 +20,11 @@ from hybrid_k2.cli.chat_terminal import AnswerPrinter, ChatTerminal, describe
 from hybrid_k2.cli.loading_bar import LoadingBar
 from hybrid_k2.config import RuntimeConfig, state_dir, wants_colour
 from hybrid_k2.errors import BadInputError, ContextLengthError
-from hybrid_k2.text import ChatTemplate
 from hybrid_k2.text.chat_template import VARIANTS
 
 if TYPE_CHECKING:
     from hybrid_k2 import Engine
+    from hybrid_k2.text import ChatTemplate
 
 EPILOG = """\b
 Examples:
@@ -111,14 +112,17 @@ def command(
 
     began = time.monotonic()
     with _opened(
-        model or gguf_path, rules, model_path, context=context, num_threads=threads
+        model or gguf_path,
+        rules,
+        model_path,
+        before_loading=None if is_interactive else _check_of(question, system, template),
+        context=context,
+        num_threads=threads,
     ) as engine:
         load_s = time.monotonic() - began
-        chat_template = (
-            engine.template
-            if template is None
-            else ChatTemplate.for_model(engine.tokenizer, variant=template)
-        )
+        chat_template = engine.template
+        if template is not None:
+            chat_template = chat_template.with_variant(template)
         if temperature is None:
             params = replace(params, temperature=chat_template.default_temperature)
         session = ChatSession(engine, chat_template, params, stop, system)
@@ -141,11 +145,29 @@ def _is_terminal() -> bool:
     return sys.stdin.isatty()
 
 
-def _opened(model: Path | None, rules: str, model_path: Path | None, **runtime: Any) -> "Engine":
+def _opened(model: Path | None, rules: str, model_path: Path | None, **options: Any) -> "Engine":
     from hybrid_k2 import Engine
 
-    with LoadingBar(sys.stderr) as progress:
-        return Engine.open(model, rules, model_path, progress, **runtime)
+    try:
+        with LoadingBar(sys.stderr) as progress:
+            return Engine.open(model, rules, model_path, progress, **options)
+    except ContextLengthError as error:
+        raise BadInputError(f"{error} Shorten it or raise --context.") from error
+
+
+def _check_of(
+    question: str, system: str | None, variant: str | None
+) -> Callable[["ChatTemplate", int], None]:
+    """A check that the whole prompt fits the context, to be made before the weights are read."""
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    messages.append({"role": "user", "content": question})
+
+    def check(template: "ChatTemplate", context: int) -> None:
+        if variant is not None:
+            template = template.with_variant(variant)
+        template.render(messages, max_tokens=context)
+
+    return check
 
 
 def _question(prompt: str | None, file: Path | None, context: int) -> str:

@@ -52,6 +52,7 @@ class Engine:
         *,
         allow_disk: bool = False,
         ids_only: bool = False,
+        before_loading: Callable[[ChatTemplate, int], None] | None = None,
         **runtime: Any,
     ) -> Self:
         """Opens a model: reads its header, plans it by the rules, checks that it fits, and loads
@@ -65,6 +66,8 @@ class Engine:
         progress: called as progress(phase, bytes done, bytes in all) while loading.
         allow_disk: weights larger than RAM are a warning and not an error.
         ids_only: do without a tokenizer, for a model file that has none.
+        before_loading: called with the chat template and the tokens of context once both are known;
+        what it raises ends opening, before hundreds of gigabytes were read.
         runtime: fields of RuntimeConfig (context, num_threads, prefill_chunk, ...).
         Raises ModelFileError, TokenizerError, RuleError or PlanError before anything is loaded.
         """
@@ -84,6 +87,8 @@ class Engine:
                 hardware,
                 allow_disk=allow_disk,
             )
+            if before_loading is not None and tokenizer is not None:
+                before_loading(ChatTemplate.for_model(tokenizer, checkpoint.metadata), plan.context)
             core = EngineCore.open(
                 checkpoint,
                 plan,

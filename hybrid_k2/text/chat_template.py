@@ -126,6 +126,10 @@ class ChatTemplate:
             logger.info("chat template: %s", variant)
         return cls(tokenizer, variant, **options)
 
+    def with_variant(self, variant: str) -> "ChatTemplate":
+        """The same vocabulary under another variant's rules."""
+        return ChatTemplate(self._tokenizer, variant)
+
     def render(
         self,
         messages: Sequence[Message],

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 import hybrid_k2
 from hybrid_k2.cli import chat, main
 from hybrid_k2.cli.loading_bar import LoadingBar
-from hybrid_k2.errors import BadInputError, NonFiniteError
+from hybrid_k2.errors import BadInputError, ContextLengthError, NonFiniteError
 
 
 class Opener:
@@ -156,7 +156,15 @@ def test_the_model_may_be_named_in_two_ways(
 
 def test_context_and_threads_reach_the_engine(opener: Opener) -> None:
     run("-p", "hi", "--context", "1000", "--threads", "3")
-    assert opener.runtime == {"context": 1000, "num_threads": 3}
+    assert opener.runtime.items() >= {"context": 1000, "num_threads": 3}.items()
+
+
+def test_a_prompt_longer_than_the_context_is_refused_before_loading(opener: Opener) -> None:
+    run("-p", "hello " * 100)
+    check = opener.runtime["before_loading"]
+    check(opener.engine.template, 4096)
+    with pytest.raises(ContextLengthError, match="50"):
+        check(opener.engine.template, 50)
 
 
 @pytest.mark.parametrize(

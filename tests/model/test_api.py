@@ -9,7 +9,13 @@ from gguf_factory import tiny_config, write_tiny_k2
 from text_factory import gguf_metadata, small_vocabulary, write_directory
 
 from hybrid_k2 import Engine, SamplingParams
-from hybrid_k2.errors import ModelFileError, NonFiniteError, PlanError, TokenizerError
+from hybrid_k2.errors import (
+    ContextLengthError,
+    ModelFileError,
+    NonFiniteError,
+    PlanError,
+    TokenizerError,
+)
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 
@@ -49,6 +55,19 @@ def test_a_file_without_tokenizer_is_refused_before_loading(tmp_path):
         assert len(list(engine.generate([1, 2, 3], GREEDY))) == 8
         with pytest.raises(TokenizerError, match="ids_only"):
             _ = engine.tokenizer
+
+
+def test_what_is_asked_before_loading_can_end_it(tmp_path, tokenizer_keys):
+    path = write_tiny_k2(tmp_path / "k2.gguf", tokenizer=tokenizer_keys).path
+
+    def refuse(template, context):
+        template.render([{"role": "user", "content": "hello " * 100}], max_tokens=context)
+
+    def fail(*progress):
+        raise AssertionError("loading began")
+
+    with pytest.raises(ContextLengthError, match="64"):
+        Engine.open(path, progress=fail, before_loading=refuse, context=64)
 
 
 def test_a_tokenizer_directory_serves_a_file_without_one(tmp_path):
