@@ -127,7 +127,11 @@ class EngineCore:
         room = self.context - len(token_ids)
         request_id = next(self._next_id)
         self._live[request_id] = Sequence(
-            request_id, token_ids, params, max_tokens=min(params.max_tokens or room, room)
+            request_id,
+            token_ids,
+            params,
+            max_tokens=min(params.max_tokens or room, room),
+            end_token_ids=self._ends_of(params),
         )
         self._scheduler.add(self._live[request_id])
         return request_id
@@ -219,15 +223,16 @@ class EngineCore:
             self._end(work.sequence, "error", error=error)
 
     def _accept(self, sequence: Sequence, logits: np.ndarray) -> None:
-        """Samples the sequence's next token and ends it where that token or its count says so."""
+        """Samples the next token and ends the sequence where it, its count or its grammar says."""
         self._check_finite(logits)
         token_id, logprobs = sequence.sampler.sample(logits)
-        is_eos = token_id in self._eos_token_ids and not sequence.params.ignore_eos
-        if is_eos or token_id in sequence.params.stop_token_ids:
+        if token_id in sequence.end_token_ids:
             self._end(sequence, "stop")
             return
         sequence.token_ids.append(token_id)
-        if sequence.num_generated == sequence.max_tokens:
+        if sequence.sampler.is_done:
+            self._end(sequence, "stop", token_id=token_id, logprobs=logprobs)
+        elif sequence.num_generated == sequence.max_tokens:
             self._end(sequence, "length", token_id=token_id, logprobs=logprobs)
         else:
             self._emit(sequence.output(token_id=token_id, logprobs=logprobs))
@@ -271,6 +276,10 @@ class EngineCore:
             decode_tokens=num_decode,
             decode_s=elapsed_s * decode_share,
         )
+
+    def _ends_of(self, params: SamplingParams) -> frozenset[int]:
+        ends = frozenset(params.stop_token_ids)
+        return ends if params.ignore_eos else ends | self._eos_token_ids
 
     def _checked_request(self, token_ids: TokenIds[int], params: SamplingParams) -> list[int]:
         for token_id in (*params.logit_bias, *params.stop_token_ids):

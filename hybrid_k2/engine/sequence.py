@@ -18,7 +18,7 @@ class StepOutput:
     token_id: the token generated, None where a step only ended the request. The token that stops an
     answer (end of text, or one of stop_token_ids) is not part of it and never appears here.
     finish_reason: None while the request runs, then "stop", "length", "abort" or "error" (`error`
-    says which).
+    says which). An answer's last token comes with it where the answer needs no token to stop it.
     num_cached_tokens: prompt tokens whose computation an earlier request had already done.
     """
 
@@ -37,12 +37,14 @@ class Sequence:
     token_ids: prompt, then every generated token; those beyond `cache.length` are still to be
     computed.
     max_tokens: the most it may generate, the context's end taken into account.
+    end_token_ids: what ends the answer and is not part of it.
     """
 
     request_id: int
     token_ids: list[int]
     params: SamplingParams
     max_tokens: int
+    end_token_ids: frozenset[int] = frozenset()
     num_prompt_tokens: int = field(init=False)
     sampler: Sampler = field(init=False)
     cache: Any = None
@@ -50,7 +52,7 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)
-        self.sampler = Sampler(self.params)
+        self.sampler = Sampler(self.params, self.token_ids, self.end_token_ids)
 
     @property
     def num_pending(self) -> int:
