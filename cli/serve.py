@@ -158,7 +158,7 @@ class _Run:
         try:
             self._server.run(sockets=[self._listener])
         except KeyboardInterrupt:  # uvicorn raises it again once it has drained
-            if not self._service.is_ready and self._error is None:
+            if not self._service.is_loaded and self._error is None:
                 raise
         finally:
             self._is_stopping.set()

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request, Response
 from hybrid_k2.engine import SamplingParams
 from hybrid_k2.server.answer import Answer, Piece, Usage
 from hybrid_k2.server.anthropic_blocks import BlockEvents, whole_blocks
-from hybrid_k2.server.anthropic_messages import is_function, to_messages, to_tools
+from hybrid_k2.server.anthropic_messages import is_function, to_chat
 from hybrid_k2.server.anthropic_schemas import IGNORED_FIELDS, CountTokensRequest, MessagesRequest
 from hybrid_k2.server.errors import ApiError
 from hybrid_k2.server.exchange import (
@@ -27,6 +27,7 @@ from hybrid_k2.server.exchange import (
 from hybrid_k2.server.request_body import body_docs, read_body
 from hybrid_k2.server.service import Service
 from hybrid_k2.server.sse import named_event
+from hybrid_k2.text import ChatTemplate
 
 PING = {"type": "ping"}
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
@@ -62,18 +63,11 @@ class Messages:
     async def respond(self, request: Request, body: MessagesRequest) -> Response:
         """The whole message, or a response that streams it; errors before its first byte raise."""
         self._check(body)
-        if body.messages[-1].get("role") == "assistant":
-            raise ApiError(
-                400,
-                "messages: the last one is the assistant's, and an answer that is begun cannot be "
-                "continued here; the conversation must end with a user message",
-                param="messages",
-            )
+        chat = to_chat(body)
         start = start_chat(
             self._service,
-            to_messages(body),
-            to_tools(body),
-            [_sampling_params(body, self._service)],
+            chat,
+            [_sampling_params(body, chat.template(self._service), self._service)],
             stop=body.stop_sequences or (),
             parallel_tool_calls=not (body.tool_choice or {}).get("disable_parallel_tool_use"),
         )
@@ -89,7 +83,7 @@ class Messages:
     async def count(self, body: CountTokensRequest) -> int:
         """The tokens of the prompt that a request would give."""
         self._check(body)
-        return await count_prompt_tokens(self._service, to_messages(body), to_tools(body))
+        return await count_prompt_tokens(self._service, to_chat(body))
 
     def _check(self, body: CountTokensRequest) -> None:
         fields = (name for name in body.model_extra or () if name not in IGNORED_FIELDS)
@@ -160,8 +154,9 @@ def _ending(last: Piece) -> dict[str, str | None]:
     return {"stop_reason": reason, "stop_sequence": None}
 
 
-def _sampling_params(body: MessagesRequest, service: Service) -> SamplingParams:
-    template = service.engine.template
+def _sampling_params(
+    body: MessagesRequest, template: ChatTemplate, service: Service
+) -> SamplingParams:
     temperature = body.temperature
     if temperature is None:
         temperature = template.default_temperature

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hybrid_k2.server.anthropic_schemas import CountTokensRequest
+from hybrid_k2.server.chat import Chat
 from hybrid_k2.server.errors import ApiError, cannot_force_call
 
 # Arguments that are no JSON object travel in one under this key, as Anthropic's guide to streamed
@@ -19,11 +20,25 @@ INVALID_JSON = "INVALID_JSON"
 # prompt would share its beginning with the one before.
 _BILLING_LINE = re.compile(r"\Ax-anthropic-billing-header:[^\n]*\n*")
 
+_THINKING = {"enabled": True, "adaptive": True, "disabled": False}
+
 Message = dict[str, Any]
 
 
-def to_messages(body: CountTokensRequest) -> list[Message]:
-    """OpenAI's messages for Anthropic's; ApiError 400 naming the block that cannot be read."""
+def to_chat(body: CountTokensRequest) -> Chat:
+    """The conversation; ApiError 400 naming the block that cannot be read.
+
+    A last message of the assistant's is the beginning of the answer.
+    """
+    return Chat(
+        messages=_to_messages(body),
+        tools=_to_tools(body),
+        thinking=_THINKING.get(str((body.thinking or {}).get("type"))),
+        continues=body.messages[-1].get("role") == "assistant",
+    )
+
+
+def _to_messages(body: CountTokensRequest) -> list[Message]:
     messages: list[Message] = []
     if body.system is not None:
         system = _system_text(body.system, "system")
@@ -33,7 +48,7 @@ def to_messages(body: CountTokensRequest) -> list[Message]:
     return messages
 
 
-def to_tools(body: CountTokensRequest) -> list[dict[str, Any]]:
+def _to_tools(body: CountTokensRequest) -> list[dict[str, Any]]:
     """OpenAI's tools for Anthropic's; those that Anthropic's own servers run are left out."""
     choice = {"type": "auto"} if body.tool_choice is None else body.tool_choice
     if choice.get("type") in ("any", "tool"):

@@ -21,6 +21,7 @@ class CountTokensRequest(BaseModel):
     system: str | Annotated[list[dict[str, Any]], Field(max_length=MAX_MESSAGES)] | None = None
     tools: Tools | None = None
     tool_choice: dict[str, Any] | None = None
+    thinking: dict[str, Any] | None = None
     output_config: dict[str, Any] | None = None
 
 
@@ -36,7 +37,6 @@ class MessagesRequest(CountTokensRequest):
 
 
 # Known to Anthropic's clients and without effect on one machine's answer: no warning is due.
-# K2 decides itself whether and how long it thinks.
 IGNORED_FIELDS = frozenset(
     {
         "cache_control",
@@ -47,6 +47,5 @@ IGNORED_FIELDS = frozenset(
         "metadata",
         "service_tier",
         "speed",
-        "thinking",
     }
 )

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
-from hybrid_k2.server import anthropic, completions, errors, openai, tokens
+from hybrid_k2.server import anthropic, completions, errors, models, openai, tokens
 from hybrid_k2.server.guard import Guard
 from hybrid_k2.server.service import Service
 
@@ -26,12 +26,12 @@ def create_app(service: Service) -> FastAPI:
     # The documentation pages would load scripts from another site; /openapi.json has it all.
     app = FastAPI(title="hybrid-k2", lifespan=lifespan, docs_url=None, redoc_url=None)
     errors.install(app)
-    for api in (openai, completions, anthropic, tokens):
+    for api in (models, openai, completions, anthropic, tokens):
         app.include_router(api.create_router(service))
 
     @app.get("/health")
     async def health() -> JSONResponse:
-        return JSONResponse(service.health(), 200 if service.is_ready else 503)
+        return JSONResponse(service.health(), 200 if service.is_loaded else 503)
 
     app.add_middleware(Guard, settings=service.settings)
     return app

@@ -46,7 +46,8 @@ def create_router(service: Service) -> APIRouter:
 
 async def _start(service: Service, body: CompletionRequest) -> Answer:
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
-    choices = sampling_choices(service, body, max_tokens=max_tokens, logprobs=None)
+    template = service.engine.template
+    choices = sampling_choices(service, body, template, max_tokens=max_tokens, logprobs=None)
     tokenizer = service.engine.tokenizer
     token_ids = _single_prompt(body)
     if isinstance(token_ids, str):

@@ -3,10 +3,8 @@
 Owns what happens when the client goes. Knows nothing of any API's fields or shapes.
 """
 
-import asyncio
-import functools
 import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, Protocol
 
 from fastapi import Request, Response
@@ -15,6 +13,7 @@ from fastapi.responses import JSONResponse
 from hybrid_k2.engine import SamplingParams
 from hybrid_k2.errors import ContextLengthError
 from hybrid_k2.server.answer import Answer
+from hybrid_k2.server.chat import Chat
 from hybrid_k2.server.disconnect import ClientGoneError, run_until_disconnect
 from hybrid_k2.server.errors import ApiError, to_api_error
 from hybrid_k2.server.service import Service
@@ -96,48 +95,39 @@ async def _ending_in_error(reply: Reply) -> AsyncGenerator[str, None]:
 
 async def start_chat(
     service: Service,
-    messages: Sequence[Mapping[str, Any]],
-    tools: Sequence[Mapping[str, Any]],
+    chat: Chat,
     choices: Sequence[SamplingParams],
     *,
     stop: Sequence[str] = (),
     parallel_tool_calls: bool = True,
 ) -> Answer:
-    """Renders a conversation, in OpenAI's form, and hands it to the engine.
+    """Renders a conversation and hands it to the engine.
 
     Raises what the template finds wrong with it, and as Answer.start does.
     """
-    template = service.engine.template
-    # Off the event loop: a long conversation takes a second to tokenise.
-    token_ids = await asyncio.to_thread(
-        template.render, messages, tools, max_tokens=service.core.context
-    )
     return await Answer.start(
         service.thread,
         service.engine.tokenizer,
-        token_ids,
+        await chat.prompt(service),
         choices,
         stop=stop,
-        thinking=template.thinking,
-        tools=tools,
-        history=messages,
+        thinking=chat.begins_thinking(service),
+        tools=chat.tools,
+        history=chat.messages,
         parallel_tool_calls=parallel_tool_calls,
         timeout_s=service.settings.request_timeout_s,
     )
 
 
-async def count_prompt_tokens(
-    service: Service, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
-) -> int:
+async def count_prompt_tokens(service: Service, chat: Chat) -> int:
     """The tokens of a conversation, however many of them the context holds."""
-    render = functools.partial(service.engine.template.render, messages, tools)
-    return len(await tokenised(render))
+    return len(await counted(chat.token_ids(service, MAX_COUNTED_TOKENS)))
 
 
-async def tokenised(work: Callable[..., list[int]]) -> list[int]:
-    """What work(max_tokens=...) returns, off the event loop; a 400 where it is beyond counting."""
+async def counted(token_ids: Awaitable[list[int]]) -> list[int]:
+    """What the work gives; a 400 where it is beyond counting."""
     try:
-        return await asyncio.to_thread(work, max_tokens=MAX_COUNTED_TOKENS)
+        return await token_ids
     except ContextLengthError:
         raise ApiError(400, f"the text has more than {MAX_COUNTED_TOKENS} tokens") from None
 

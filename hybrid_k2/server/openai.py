@@ -1,4 +1,4 @@
-"""OpenAI's /v1/models and /v1/chat/completions, streaming and not.
+"""OpenAI's /v1/chat/completions, streaming and not.
 
 Owns the translation between OpenAI's fields and the engine's. Knows nothing of sockets, threads or
 how text becomes tokens.
@@ -16,8 +16,9 @@ from hybrid_k2.engine.sampler import TokenLogprobs
 from hybrid_k2.server.answer import Answer, Piece, Usage
 from hybrid_k2.server.errors import ApiError
 from hybrid_k2.server.exchange import IgnoredParts, check_model, respond, start_chat
+from hybrid_k2.server.openai_messages import to_chat, unknown_parts
 from hybrid_k2.server.openai_sampling import sampling_choices
-from hybrid_k2.server.openai_tools import offered_tools, tool_call_chunk, tool_call_object
+from hybrid_k2.server.openai_tools import tool_call_chunk, tool_call_object
 from hybrid_k2.server.request_body import body_docs, read_body
 from hybrid_k2.server.schemas import IGNORED_FIELDS, ChatCompletionRequest
 from hybrid_k2.server.service import Service
@@ -30,15 +31,6 @@ def create_router(service: Service) -> APIRouter:
     """The routes over one service."""
     router = APIRouter(prefix="/v1")
     chat = ChatCompletions(service)
-
-    @router.get("/models")
-    async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [_model_card(service)]}
-
-    @router.get("/models/{name:path}")
-    async def model(name: str) -> dict[str, Any]:
-        check_model(service, name)
-        return _model_card(service)
 
     @router.post("/chat/completions", openapi_extra=body_docs(ChatCompletionRequest))
     async def chat_completions(request: Request) -> Response:
@@ -63,13 +55,14 @@ class ChatCompletions:
         max_tokens = body.max_completion_tokens
         if max_tokens is None:
             max_tokens = body.max_tokens
+        chat = to_chat(body)
         start = start_chat(
             self._service,
-            body.messages,
-            offered_tools(body),
+            chat,
             sampling_choices(
                 self._service,
                 body,
+                chat.template(self._service),
                 max_tokens=max_tokens,
                 logprobs=(body.top_logprobs or 0) if body.logprobs else None,
             ),
@@ -82,8 +75,7 @@ class ChatCompletions:
     def _warn_of_what_is_ignored(self, body: ChatCompletionRequest) -> None:
         fields = (name for name in body.model_extra or () if name not in IGNORED_FIELDS)
         self._ignored.warn(f"field {name[:60]!r}" for name in fields)
-        kinds = {str(tool.get("type"))[:60] for tool in body.tools or ()} - {"function"}
-        self._ignored.warn(f"tool type {kind!r}" for kind in sorted(kinds))
+        self._ignored.warn(unknown_parts(body))
 
 
 class _Chat:
@@ -199,16 +191,6 @@ def _check_supported(body: ChatCompletionRequest) -> None:
             f"response_format {body.response_format.type[:80]!r} is not supported; use 'text'",
             param="response_format",
         )
-
-
-def _model_card(service: Service) -> dict[str, Any]:
-    return {
-        "id": service.model_name,
-        "object": "model",
-        "created": service.started,
-        "owned_by": "hybrid-k2",
-        "max_model_len": service.core.context,
-    }
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:

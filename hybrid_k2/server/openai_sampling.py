@@ -9,12 +9,18 @@ from hybrid_k2.engine import SamplingParams
 from hybrid_k2.server.errors import ApiError
 from hybrid_k2.server.schemas import GenerationRequest
 from hybrid_k2.server.service import Service
+from hybrid_k2.text import ChatTemplate
 
 _SAME_NAMES = ("top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "ignore_eos")
 
 
 def sampling_choices(
-    service: Service, body: GenerationRequest, *, max_tokens: int | None, logprobs: int | None
+    service: Service,
+    body: GenerationRequest,
+    template: ChatTemplate,
+    *,
+    max_tokens: int | None,
+    logprobs: int | None,
 ) -> list[SamplingParams]:
     """One SamplingParams a choice; with a seed each choice has its own, derived from it.
 
@@ -25,7 +31,7 @@ def sampling_choices(
         raise ApiError(400, f"n is {body.n}; this server gives up to {max_choices}", param="n")
     temperature = body.temperature
     if temperature is None:
-        temperature = service.engine.template.default_temperature
+        temperature = template.default_temperature
     given = {
         "temperature": temperature,
         "max_tokens": max_tokens,

@@ -21,6 +21,7 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class ResponseFormat(BaseModel):
@@ -71,6 +72,11 @@ class ChatCompletionRequest(GenerationRequest):
     tools: Tools | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    thinking: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    continue_final_message: bool | None = None
+    return_progress: bool | None = None
     response_format: ResponseFormat | None = None
 
 
@@ -118,11 +124,17 @@ class DetokenizeRequest(BaseModel):
 # Known to OpenAI's clients and without effect on one machine's answer: no warning is due.
 IGNORED_FIELDS = frozenset(
     {
+        "add_generation_prompt",
+        "cache_prompt",
         "metadata",
+        "modalities",
+        "prediction",
         "prompt_cache_key",
         "safety_identifier",
         "service_tier",
         "store",
+        "timings_per_token",
         "user",
+        "verbosity",
     }
 )

@@ -36,7 +36,7 @@ class Service:
         self._progress = (phase, done_bytes, total_bytes)
 
     @property
-    def is_ready(self) -> bool:
+    def is_loaded(self) -> bool:
         return self._thread is not None
 
     @property
@@ -64,7 +64,7 @@ class Service:
 
     def health(self) -> dict[str, Any]:
         """What /health says."""
-        if self.is_ready:
+        if self.is_loaded:
             return {"status": "ready", "model": self.model_name}
         phase, done_bytes, total_bytes = self._progress
         return {

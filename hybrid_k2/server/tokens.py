@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from hybrid_k2.server.errors import ApiError
-from hybrid_k2.server.exchange import tokenised
+from hybrid_k2.server.exchange import MAX_COUNTED_TOKENS, counted
 from hybrid_k2.server.request_body import body_docs, read_body
 from hybrid_k2.server.schemas import DetokenizeRequest, TemplateRequest, TokenizeRequest
 from hybrid_k2.server.service import Service
@@ -73,8 +73,9 @@ async def _token_ids(service: Service, body: TokenizeRequest) -> list[int]:
     if len(given) != 1:
         raise ApiError(400, "give one of prompt, content and messages", param="prompt")
     if isinstance(given[0], str):
-        return await tokenised(functools.partial(service.engine.tokenizer.encode, given[0]))
-    render = service.engine.template.render
-    return await tokenised(
-        functools.partial(render, given[0], body.tools, body.add_generation_prompt)
+        encode = service.engine.tokenizer.encode
+        return await counted(asyncio.to_thread(encode, given[0], max_tokens=MAX_COUNTED_TOKENS))
+    render = functools.partial(service.engine.template.render, max_tokens=MAX_COUNTED_TOKENS)
+    return await counted(
+        asyncio.to_thread(render, given[0], body.tools, body.add_generation_prompt)
     )

@@ -3,6 +3,7 @@
 Owns the script, a gate that holds the model still, and a record of how requests end. Knows no HTTP.
 """
 
+import itertools
 import queue
 import threading
 from collections.abc import Sequence
@@ -53,16 +54,19 @@ class ScriptedModel:
         if special("<|im_assistant|>") not in token_ids:  # no chat: nothing is scripted for it
             return ord("a")
         start = _last(token_ids, special("<|im_assistant|>"))
-        answered = len(token_ids) - _next_index(token_ids, special("<|im_middle|>"), start) - 1
+        begun = token_ids[_next_index(token_ids, special("<|im_middle|>"), start) + 1 :]
         first = _last(token_ids[:start], special("<|im_middle|>")) + 1
         said = token_ids[first : _next_index(token_ids, special("<|im_end|>"), first)]
         text = self._tokenizer.decode(said)
         if text == CRASH:
             raise ArithmeticError("/secret/path crashed")
         if text == ENDLESS:
-            return ord("a") + answered % 26
+            return ord("a") + len(begun) % 26
         reply = self.ids(self._replies.get(text, [f"You said: {text}"]))
-        return [*reply, special("<|im_end|>")][answered]
+        thinks = {special("<think>"), special("</think>")}
+        if reply[0] not in thinks:  # then the template wrote those before the answer, if any
+            begun = list(itertools.dropwhile(thinks.__contains__, begun))
+        return [*reply, special("<|im_end|>")][len(begun)]
 
     def ids(self, parts: Sequence[str]) -> list[int]:
         ids: list[int] = []
@@ -88,10 +92,16 @@ class ScriptedEngine:
     """What the server takes from hybrid_k2.Engine."""
 
     def __init__(
-        self, replies: dict[str, Sequence[str]] | None = None, thinking: bool = False, **core: Any
+        self,
+        replies: dict[str, Sequence[str]] | None = None,
+        thinking: bool = False,
+        variant: str = "",
+        **core: Any,
     ) -> None:
-        self.tokenizer = Tokenizer(small_vocabulary(thinking=thinking))
-        self.template = ChatTemplate(self.tokenizer, "thinking" if thinking else "instruct")
+        variant = variant or ("thinking" if thinking else "instruct")
+        later = variant == "k2.5"
+        self.tokenizer = Tokenizer(small_vocabulary(thinking=thinking or later, media=later))
+        self.template = ChatTemplate(self.tokenizer, variant)
         self.model = ScriptedModel(self.tokenizer, replies or {})
         settings = dict(
             vocab_size=self.tokenizer.vocab_size,

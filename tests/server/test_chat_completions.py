@@ -389,15 +389,6 @@ def test_another_models_name_is_a_404(serve):
     assert "k2" in caught.value.body["message"]
 
 
-def test_models_are_listed_with_their_context(serve):
-    client = serve(ScriptedEngine(context=123)).client()
-    [card] = client.models.list().data
-    assert (card.id, card.object, card.max_model_len) == ("k2", "model", 123)
-    assert client.models.retrieve("k2").id == "k2"
-    with pytest.raises(openai.NotFoundError):
-        client.models.retrieve("other")
-
-
 @pytest.mark.parametrize("thread_count", [4])
 def test_more_clients_than_places_are_all_answered(serve, thread_count):
     server, texts = serve(ScriptedEngine()), []

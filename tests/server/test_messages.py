@@ -30,6 +30,7 @@ def call(name, arguments, counter=0):
     return [b, f"functions.{name}:{counter}", a, arguments, e]
 
 
+CALL = {"type": "tool_use", "id": "x", "name": "get-time", "input": {}}
 TWO = ["Let me see.", B, *call("get_weather", '{"city": "北京"}'), *call("get-time", "", 1), E]
 
 
@@ -115,6 +116,16 @@ def test_pings_come_while_the_prompt_is_read(serve):
     assert [next(events)["type"] for _ in range(4)] == ["message_start", "ping", "ping", "ping"]
     engine.model.gate.set()
     assert list(events)[-1] == {"type": "message_stop"}
+
+
+@both
+@pytest.mark.parametrize("thinking", [False, True])
+def test_an_answer_that_was_begun_goes_on(serve, stream, thinking):
+    engine = ScriptedEngine({"hello": ["You", " said"]}, thinking=thinking)
+    begun = [*HELLO, {"role": "assistant", "content": "You"}]
+    message = create(serve(engine), stream, messages=begun)
+    assert blocks_of(message) == [{"type": "text", "text": " said"}]
+    assert message.usage.input_tokens == len(engine.template.render(begun, (), False)) - 1
 
 
 @both
@@ -367,7 +378,7 @@ def test_a_prompt_beyond_the_context_is_worded_as_claude_code_reads_it(serve):
         ({"messages": [{"role": "user", "content": 3}]}, "messages.0.content"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "'image'"),
         ({"messages": [{"role": "user", "content": [{"type": "tool_result"}]}]}, "missing"),
-        ({"messages": [*HELLO, {"role": "assistant", "content": "Hi"}]}, "user message"),
+        ({"messages": [*HELLO, {"role": "assistant", "content": [CALL]}]}, "can be continued"),
         ({"system": [{"type": "text"}]}, "system.0.text"),
         ({"tools": [{"name": "f"}]}, "tools.0.input_schema"),
         ({"tools": [{"input_schema": {}}]}, "tools.0.name"),
