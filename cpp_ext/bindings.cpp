@@ -3,11 +3,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstring>
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 #include "hk2/experts.h"
+#include "hk2/handoff.h"
 #include "hk2/linear.h"
 
 namespace py = pybind11;
@@ -170,6 +173,59 @@ py::array_t<float> py_dequantise(const KernelTable& kernels, const py::object& d
   return out;
 }
 
+uint32_t* check_flags(const char* name, const py::object& object, int64_t layers) {
+  const uint32_t* flags = check_array<uint32_t>(name, object, {layers, kFlagStride});
+  if (!py::reinterpret_borrow<py::array>(object).writeable())
+    reject(name, "read-only", "a writeable array");
+  return const_cast<uint32_t*>(flags);
+}
+
+struct PyHandoff {
+  py::list kept;  // matrices and mapped arrays: the step reads them
+  int64_t max_tokens = 0;
+  std::unique_ptr<Handoff> handoff;
+
+  PyHandoff(const py::list& layers, const py::object& published, const py::object& answered,
+            const py::object& x, const py::object& expert_ids, const py::object& weights,
+            const py::object& y) {
+    std::vector<LayerExperts> experts;
+    for (const py::handle& layer : layers) {
+      const auto [gate, up, down] = layer.cast<std::tuple<PyMatrix&, PyMatrix&, PyMatrix&>>();
+      experts.push_back({gate.matrix, up.matrix, down.matrix});
+    }
+    if (experts.empty()) reject("layers", "none", "at least one (gate, up, down)");
+    const int64_t count = static_cast<int64_t>(experts.size());
+    const int64_t hidden = experts[0].gate.cols;
+    max_tokens = count_tokens("x", x, 0, {-1, hidden});
+    HandoffMemory memory;
+    memory.published = check_flags("published", published, count);
+    memory.answered = check_flags("answered", answered, count);
+    memory.x = check_array<float>("x", x, {max_tokens, hidden});
+    memory.expert_ids = check_array<int32_t>("expert_ids", expert_ids, {max_tokens, -1});
+    memory.top_k = shape_of(py::reinterpret_borrow<py::array>(expert_ids))[1];
+    memory.weights = check_array<float>("weights", weights, {max_tokens, memory.top_k});
+    memory.y = check_output("y", y, {max_tokens, hidden});
+    handoff = std::make_unique<Handoff>(memory, std::move(experts));
+    for (const py::object& object :
+         {py::object(layers), published, answered, x, expert_ids, weights, y})
+      kept.append(object);
+  }
+
+  py::array_t<double> serve(ThreadPool& pool, const KernelTable& kernels, uint32_t step,
+                            int64_t tokens, double timeout_s) {
+    if (tokens < 1 || tokens > max_tokens)
+      reject("tokens", std::to_string(tokens), "1.." + std::to_string(max_tokens));
+    std::vector<LayerTimes> times(handoff->num_layers());
+    {
+      py::gil_scoped_release release;
+      handoff->serve(pool, kernels, step, tokens, timeout_s, times.data());
+    }
+    py::array_t<double> result({handoff->num_layers(), int64_t{2}});
+    std::memcpy(result.mutable_data(), times.data(), times.size() * sizeof(LayerTimes));
+    return result;
+  }
+};
+
 double py_read_bandwidth(ThreadPool& pool, int64_t num_bytes, int64_t repeats) {
   if (num_bytes < 1 << 20) reject("num_bytes", std::to_string(num_bytes), "at least 1048576");
   if (repeats < 1) reject("repeats", std::to_string(repeats), "at least 1");
@@ -245,6 +301,24 @@ PYBIND11_MODULE(_cpu, m) {
       "y[T, H] = sum over k of weights[T, k] * down(silu(gate x) * up x) of expert_ids[T, k]; -1 "
       "skips; one parallel region. packed_bytes bounds the scratch memory for packed tokens, where "
       "the tier has tiles.");
+  py::class_<PyHandoff>(m, "Handoff",
+                        "Routed experts for a GPU in the middle of a step; see hk2/handoff.h.")
+      .def(py::init<const py::list&, const py::object&, const py::object&, const py::object&,
+                    const py::object&, const py::object&, const py::object&>(),
+           py::arg("layers"), py::arg("published"), py::arg("answered"), py::arg("x"),
+           py::arg("expert_ids"), py::arg("weights"), py::arg("y"),
+           "layers: (gate, up, down) of each. published, answered: uint32 [layers, 16]. The arrays "
+           "lie in memory that the GPU maps too.")
+      .def("serve", &PyHandoff::serve, py::arg("pool"), py::arg("kernels"), py::arg("step"),
+           py::arg("tokens"), py::arg("timeout_s"),
+           "Answers every layer of a step that was launched. Returns float64 [layers, 2]: seconds "
+           "waited, seconds computed. HandoffError (RuntimeError) where the GPU does not come.")
+      .def(
+          "release", [](PyHandoff& self, uint32_t step) { self.handoff->release(step); },
+          py::arg("step"),
+          "Lets the GPU through a step that will not be served; its results are worthless.");
+  m.attr("FLAG_STRIDE") = kFlagStride;
+
   m.def("dequantise", &py_dequantise, py::arg("kernels"), py::arg("data"), py::arg("quant"),
         py::arg("n"), "float32[n] of n stored weights.");
   m.def("read_bandwidth", &py_read_bandwidth, py::arg("pool"), py::arg("num_bytes"),

@@ -1,0 +1,161 @@
+"""A Kimi K2 of true width and few layers, its weights random blocks made in memory.
+
+Owns which tensors a model has, their random bytes, and where each module runs. All experts of a
+layer hold the same bits in memory of their own, which no cache can tell; the embeddings are as wide
+as what the layers add, so that tokens differ and are routed differently. Knows no model files.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hybrid_k2.backends import registry
+from hybrid_k2.backends.context import BackendContext
+from hybrid_k2.backends.cpu_kernels import CpuKernels
+from hybrid_k2.backends.weight_memory import allocate
+from hybrid_k2.config import K2Config, RuntimeConfig, YarnConfig
+from hybrid_k2.quant import by_name
+from hybrid_k2.quant.random_blocks import random_blocks
+from hybrid_k2.quant.stored import StoredTensor
+
+K2 = K2Config(
+    vocab_size=163840,
+    hidden_size=7168,
+    intermediate_size=18432,
+    moe_intermediate_size=2048,
+    num_hidden_layers=61,
+    first_k_dense_replace=1,
+    n_routed_experts=384,
+    n_shared_experts=1,
+    num_experts_per_tok=8,
+    routed_scaling_factor=2.827,
+    norm_topk_prob=True,
+    num_attention_heads=64,
+    q_lora_rank=1536,
+    kv_lora_rank=512,
+    qk_nope_head_dim=128,
+    qk_rope_head_dim=64,
+    v_head_dim=128,
+    max_position_embeddings=262144,
+    rope_theta=50000.0,
+    rope_scaling=YarnConfig(64.0, 4096),
+    rms_norm_eps=1e-6,
+)
+
+_DISTINCT_BYTES = 32 << 20  # of random bits in a tensor, which are then repeated
+_COPY_THREADS = 8  # touching fresh memory is most of the work
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What runs where. experts: the name of their backend; its kwargs in `experts_kwargs`."""
+
+    device: str  # of everything that is no routed expert
+    dense_quant: str = "Q8_0"
+    expert_quant: str = "Q4_K"
+    experts: str = "experts_cpu"
+    experts_kwargs: Mapping[str, Any] | None = None
+
+
+def experts_bytes(config: K2Config, quant: str) -> int:
+    """Stored bytes of the routed experts of one layer."""
+    width = config.n_routed_experts * config.moe_intermediate_size
+    return by_name(quant).num_bytes(3 * config.hidden_size * width)
+
+
+def synthetic_modules(
+    config: K2Config, placement: Placement, runtime: RuntimeConfig, kernels: CpuKernels
+) -> dict[str, Any]:
+    """Every module of the model by name, as engine.loader makes them from a file."""
+    rng = np.random.Generator(np.random.SFC64(1))
+    modules = {}
+    for name, module_class, layer_idx, shapes in _modules(config):
+        quant = placement.expert_quant if module_class == "Experts" else placement.dense_quant
+        if module_class in ("Norm", "Router"):
+            quant = "F32"
+        spread = 1.0 if module_class == "Embedding" else None
+        tensors = {key: _tensor(rng, quant, key, shape, spread) for key, shape in shapes.items()}
+        if module_class == "Norm":
+            tensors["weight"].data.view(np.float32)[:] = 1.0
+        backend, kwargs = registry.default_placement(module_class, placement.device)
+        if module_class == "Experts":
+            backend, kwargs = placement.experts, placement.experts_kwargs or {}
+        context = BackendContext(config, runtime, kernels, layer_idx)
+        modules[name] = registry.create(backend, module_class, tensors, context, kwargs)
+    return modules
+
+
+def _tensor(
+    rng: np.random.Generator, quant: str, key: str, shape: tuple[int, ...], std: float | None
+) -> StoredTensor:
+    """Weights that keep the variance of what they multiply, or of `std`; small biases."""
+    form = by_name(quant)
+    std = std or (0.01 if len(shape) == 1 else shape[-1] ** -0.5)
+    num_bytes = form.num_bytes(math.prod(shape))
+    data = allocate(num_bytes, registry.RAM_HUGE)
+    pattern_bytes = num_bytes // shape[0] if len(shape) == 3 else num_bytes  # whole experts
+    pattern_bytes = min(pattern_bytes, _DISTINCT_BYTES // form.block_bytes * form.block_bytes)
+    pattern = random_blocks(rng, form, pattern_bytes // form.block_bytes, std).reshape(-1)
+    pattern = pattern.view(np.uint8)
+
+    def fill(start: int) -> None:
+        piece = data[start : start + pattern_bytes]
+        piece[:] = pattern[: len(piece)]
+
+    with ThreadPoolExecutor(_COPY_THREADS) as pool:
+        list(pool.map(fill, range(0, num_bytes, pattern_bytes)))
+    return StoredTensor(f"synthetic {key}", form, shape, data)
+
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def _modules(config: K2Config) -> Iterator[tuple[str, str, int | None, Shapes]]:
+    """(name, class, layer, shapes of its tensors) in the model's order."""
+    hidden, heads, rank = config.hidden_size, config.num_attention_heads, config.kv_lora_rank
+    nope, value = config.qk_nope_head_dim, config.v_head_dim
+    yield "model.embed_tokens", "Embedding", None, {"weight": (config.vocab_size, hidden)}
+    for layer_idx in range(config.num_hidden_layers):
+        name = f"model.layers.{layer_idx}"
+        linears = {
+            "q_a_proj": (config.q_lora_rank, hidden),
+            "q_b_proj": (heads * config.qk_head_dim, config.q_lora_rank),
+            "kv_a_proj_with_mqa": (config.latent_dim, hidden),
+            "o_proj": (hidden, heads * value),
+        }
+        norms = {
+            "input_layernorm": hidden,
+            "post_attention_layernorm": hidden,
+            "self_attn.q_a_layernorm": config.q_lora_rank,
+            "self_attn.kv_a_layernorm": rank,
+        }
+        for key, shape in linears.items():
+            yield f"{name}.self_attn.{key}", "Linear", layer_idx, {"weight": shape}
+        for key, size in norms.items():
+            yield f"{name}.{key}", "Norm", layer_idx, {"weight": (size,)}
+        latent = {"k_b_proj": (heads, rank, nope), "v_b_proj": (heads, value, rank)}
+        yield f"{name}.self_attn", "Attention", layer_idx, latent
+        if layer_idx < config.first_k_dense_replace:
+            yield f"{name}.mlp", "MLP", layer_idx, _mlp(hidden, config.intermediate_size)
+            continue
+        count, width = config.n_routed_experts, config.moe_intermediate_size
+        router = {"weight": (count, hidden), "e_score_correction_bias": (count,)}
+        yield f"{name}.mlp.gate", "Router", layer_idx, router
+        shared = _mlp(hidden, width * config.n_shared_experts)
+        yield f"{name}.mlp.shared_experts", "MLP", layer_idx, shared
+        stacked = {key: (count, *shape) for key, shape in _mlp(hidden, width).items()}
+        yield f"{name}.mlp.experts", "Experts", layer_idx, stacked
+    yield "model.norm", "Norm", None, {"weight": (hidden,)}
+    yield "lm_head", "Linear", None, {"weight": (config.vocab_size, hidden)}
+
+
+def _mlp(hidden: int, width: int) -> Shapes:
+    return {
+        "gate_proj": (width, hidden),
+        "up_proj": (width, hidden),
+        "down_proj": (hidden, width),
+    }
