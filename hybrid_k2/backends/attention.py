@@ -9,7 +9,7 @@ c and the rotated k_pe, shared by all heads. Two ways to attend over it give the
   and the cache's growth are the model's.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -46,49 +46,54 @@ class Attention:
             self._latent = DenseProjections(tensors, config, self.device)
 
     def __call__(
-        self, q_nope: torch.Tensor, q_pe: torch.Tensor, latents: torch.Tensor
+        self, q_nope: torch.Tensor, q_pe: torch.Tensor, latents: Sequence[torch.Tensor]
     ) -> torch.Tensor:
         """Causal attention of the cache's last T tokens over all of it.
 
         q_nope: [T, heads, qk_nope_head_dim], q_pe: [T, heads, qk_rope_head_dim] (rotated), float32
         on `device`.
-        latents: [L, kv_lora_rank + qk_rope_head_dim] of the cache's dtype, L >= T, the T tokens'
-        own rows included.
+        latents: the cache's rows in order, as one or more [n, kv_lora_rank + qk_rope_head_dim] of
+        its dtype; L >= T of them in all, the T tokens' own included.
         Returns [T, heads * v_head_dim] float32.
         """
         attend = self._naive if q_nope.shape[0] >= self._naive_from else self._absorbed
-        multiply_adds = q_nope.shape[0] * q_nope.shape[1] * latents.numel()
+        num_numbers = sum(rows.numel() for rows in latents)
+        multiply_adds = q_nope.shape[0] * q_nope.shape[1] * num_numbers
         with torch_threads(self._num_threads if multiply_adds > _PARALLEL_FROM else 1):
             out = attend(q_nope.transpose(0, 1), q_pe.transpose(0, 1), latents)  # [heads, T, v]
         return out.transpose(0, 1).flatten(1)
 
     def _absorbed(
-        self, q_nope: torch.Tensor, q_pe: torch.Tensor, latents: torch.Tensor
+        self, q_nope: torch.Tensor, q_pe: torch.Tensor, latents: Sequence[torch.Tensor]
     ) -> torch.Tensor:
         rank = self._config.kv_lora_rank
         query = torch.cat([self._latent.queries(q_nope), q_pe], dim=-1)  # [heads, T, latent]
         mixed = query.new_empty(*query.shape[:2], rank)
         num_heads, num_queries = query.shape[:2]
-        bytes_per_query = 4 * num_heads * latents.shape[0]
-        step = max(1, _SCRATCH_BYTES // bytes_per_query)
+        length = sum(rows.shape[0] for rows in latents)
+        step = max(1, _SCRATCH_BYTES // (4 * num_heads * length))
         for first in range(0, num_queries, step):
             last = min(first + step, num_queries)
-            visible = latents[: latents.shape[0] - num_queries + last].float()
-            scores = query[:, first:last].flatten(0, 1) @ visible.T  # [heads * t, L]
-            weights = self._softmax(scores.view(num_heads, last - first, -1))
-            mixed[:, first:last] = (weights.flatten(0, 1) @ visible[:, :rank]).view(
-                num_heads, last - first, rank
-            )
+            visible = [rows.float() for rows in _first_rows(latents, length - num_queries + last)]
+            block = query[:, first:last].flatten(0, 1)
+            scores = _joined([block @ rows.T for rows in visible], dim=1)  # [heads * t, L]
+            weights = self._softmax(scores.view(num_heads, last - first, -1)).flatten(0, 1)
+            parts = weights.split([rows.shape[0] for rows in visible], dim=1)
+            out = parts[0] @ visible[0][:, :rank]
+            for part, rows in zip(parts[1:], visible[1:], strict=True):
+                out.addmm_(part, rows[:, :rank])
+            mixed[:, first:last] = out.view(num_heads, last - first, rank)
         return self._latent.values(mixed)
 
     def _naive(
-        self, q_nope: torch.Tensor, q_pe: torch.Tensor, latents: torch.Tensor
+        self, q_nope: torch.Tensor, q_pe: torch.Tensor, latents: Sequence[torch.Tensor]
     ) -> torch.Tensor:
         config = self._config
         num_heads, num_queries = q_nope.shape[:2]
-        length = latents.shape[0]
-        c = latents[:, : config.kv_lora_rank].float()
-        k_pe = latents[:, config.kv_lora_rank :].float()
+        rows = _joined(latents, dim=0)
+        length = rows.shape[0]
+        c = rows[:, : config.kv_lora_rank].float()
+        k_pe = rows[:, config.kv_lora_rank :].float()
         out = q_nope.new_empty(num_heads, num_queries, config.v_head_dim)
         bytes_per_head = 4 * length * (config.qk_head_dim + config.v_head_dim + num_queries)
         step = max(1, _SCRATCH_BYTES // bytes_per_head)
@@ -109,6 +114,19 @@ class Attention:
             future = torch.ones(num_queries, length, dtype=torch.bool, device=scores.device)
             scores.masked_fill_(future.triu_(length - num_queries + 1), float("-inf"))
         return scores.softmax(dim=-1)
+
+
+def _first_rows(latents: Sequence[torch.Tensor], num_rows: int) -> Iterator[torch.Tensor]:
+    for rows in latents:
+        if num_rows <= 0:
+            return
+        yield rows[:num_rows]
+        num_rows -= rows.shape[0]
+
+
+def _joined(parts: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
+    """One tensor of all; a single one as it is."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=dim)
 
 
 @contextmanager

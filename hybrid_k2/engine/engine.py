@@ -22,6 +22,7 @@ from hybrid_k2.engine.scheduler import Scheduler, Work
 from hybrid_k2.engine.sequence import Sequence, StepOutput
 from hybrid_k2.engine.stats import EngineStats
 from hybrid_k2.errors import ContextLengthError, NonFiniteError, RequestError
+from hybrid_k2.model.pages import OutOfPages
 
 if TYPE_CHECKING:
     from hybrid_k2.checkpoint import Checkpoint
@@ -208,6 +209,8 @@ class EngineCore:
         except Exception as error:
             for work, length in zip(batch, lengths, strict=True):
                 work.sequence.cache.truncate(length)
+            if isinstance(error, OutOfPages) and self._prefix_cache.drop_oldest():
+                return self._run(batch)
             if len(batch) > 1:
                 return [result for work in batch for result in self._run([work])]
             return [error]
@@ -241,7 +244,10 @@ class EngineCore:
         """Takes a live request out, keeps what it computed for the next one, and reports it."""
         del self._live[sequence.request_id]
         self._scheduler.remove(sequence)
-        if sequence.cache is not None and finish_reason != "error":
+        if sequence.cache is not None and finish_reason == "error":
+            sequence.cache.release()
+        elif sequence.cache is not None:
+            sequence.cache.truncate(sequence.cache.length)
             self._prefix_cache.put(sequence.token_ids[: sequence.cache.length], sequence.cache)
         self._emit(sequence.output(finish_reason=finish_reason, **output))
 

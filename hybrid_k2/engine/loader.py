@@ -18,6 +18,7 @@ from hybrid_k2.backends.weight_memory import allocate
 from hybrid_k2.checkpoint.bulk_read import BulkReader
 from hybrid_k2.config import RuntimeConfig
 from hybrid_k2.model.kimi_k2 import KimiK2
+from hybrid_k2.model.pages import pages_of
 from hybrid_k2.quant.stored import StoredTensor
 
 if TYPE_CHECKING:
@@ -71,7 +72,9 @@ def load_model(
         modules.clear()  # half a model, which the traceback of whoever catches this would keep
         traceback.clear_frames(error.__traceback__)
         raise
-    return KimiK2(checkpoint.config, modules)
+    # A sequence may copy one page that it shares.
+    num_pages = runtime.max_sequences * (pages_of(plan.context) + 1)
+    return KimiK2(checkpoint.config, modules, num_pages)
 
 
 def _in_memory(

@@ -52,16 +52,29 @@ class PrefixCache:
         """Keeps a cache that holds exactly token_ids; the least recently used ones make room."""
         new = _Entry(np.asarray(token_ids, dtype=np.int64), cache)
         if len(token_ids) == 0:
+            cache.release()
             return
-        self._entries = [entry for entry in self._entries if not _is_prefix(entry, of=new)]
-        if not any(_is_prefix(new, of=entry) for entry in self._entries):
+        for entry in [entry for entry in self._entries if _is_prefix(entry, of=new)]:
+            self._entries.remove(entry)
+            entry.cache.release()
+        if any(_is_prefix(new, of=entry) for entry in self._entries):
+            new.cache.release()
+        else:
             self._entries.append(new)
         while len(self._entries) > 1 and self.num_bytes > self._max_bytes:
-            self._entries.pop(0)
+            self.drop_oldest()
+
+    def drop_oldest(self) -> bool:
+        """Gives the pages of the least recently used cache back; False where none is kept."""
+        if not self._entries:
+            return False
+        self._entries.pop(0).cache.release()
+        return True
 
     def clear(self) -> None:
         """Drops everything kept."""
-        self._entries.clear()
+        while self.drop_oldest():
+            pass
 
 
 def _common_length(a: np.ndarray, b: np.ndarray) -> int:

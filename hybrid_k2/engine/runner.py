@@ -42,4 +42,5 @@ class Runner:
         for start in range(0, len(token_ids), chunk_tokens):
             span = Span(cache, token_ids[start : start + chunk_tokens], "all")
             chunks.append(self._model.forward([span])[0].numpy())
+        cache.release()
         return np.concatenate(chunks)

@@ -12,14 +12,16 @@ from typing import Any
 import torch
 
 from hybrid_k2.config import K2Config
-from hybrid_k2.model.kv_cache import LatentCache
+from hybrid_k2.model.kv_cache import LatentCache, PagePool
 from hybrid_k2.model.rope import Rope, rotate
 from hybrid_k2.model.span import Span
 
 
 class KimiK2:
-    def __init__(self, config: K2Config, modules: Mapping[str, Any]) -> None:
-        """modules: a backend for every module name of the plan."""
+    def __init__(self, config: K2Config, modules: Mapping[str, Any], num_pages: int) -> None:
+        """modules: a backend for every module name of the plan.  num_pages: of KV cache, shared by
+        all sequences.
+        """
         self.config = config
         self._rope = Rope(config)
         self._embed_tokens = modules["model.embed_tokens"]
@@ -27,20 +29,21 @@ class KimiK2:
             DecoderLayer(config, layer_idx, modules)
             for layer_idx in range(config.num_hidden_layers)
         ]
+        placements = [layer.attention.cache_placement for layer in self._layers]
+        self.pool = PagePool(placements, config.latent_dim, num_pages)
         self._norm = modules["model.norm"]
         self._lm_head = modules["lm_head"]
 
     def new_cache(self) -> LatentCache:
-        """An empty cache, its layers where their attention runs."""
-        placements = [layer.attention.cache_placement for layer in self._layers]
-        return LatentCache(placements, self.config.latent_dim)
+        """An empty sequence's cache, its pages from the model's pool."""
+        return self.pool.new_cache()
 
     @torch.inference_mode()
     def forward(self, spans: Sequence[Span]) -> list[torch.Tensor | None]:
         """One step over all spans together, so that weights are read once; advances each cache.
 
         Returns per span its logits [1 or T, vocab] float32 on the CPU, or None where none are
-        wanted.
+        wanted. Raises OutOfPages before anything is computed.
         """
         for span in spans:
             span.cache.reserve(span.cache.length + span.num_tokens)
@@ -139,7 +142,9 @@ class LatentAttention:
         outs, first = [], 0
         for span in spans:
             rows = slice(first, first + span.num_tokens)
-            seen = span.cache.write(self._layer_idx, span.cache.length, latents[rows])
+            start = span.cache.length
+            span.cache.write(self._layer_idx, start, latents[rows])
+            seen = span.cache.read(self._layer_idx, start + span.num_tokens)
             outs.append(self._attend(q_nope[rows], q_pe[rows], seen))
             first = rows.stop
         return self._o_proj(torch.cat(outs))

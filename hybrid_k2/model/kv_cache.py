@@ -1,67 +1,149 @@
-"""One sequence's memory: per layer and token the normalised latent and the rotated k_pe, side by
-side.
+"""The latent KV cache in pages: per layer and token the normalised latent and the rotated k_pe,
+side by side.
 
-Grows by doubling, so a short chat in a 128K context costs what it uses. Knows nothing of attention.
+A pool owns the memory, one tensor a layer; a sequence's cache is a list of its pages. Pages of a
+common prefix are shared, and one that is written to is copied first. Knows nothing of attention,
+nor of who shares what and why.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
+from hybrid_k2.model.pages import PAGE_TOKENS, PageAllocator, pages_of
 
-class LatentCache:
-    """Rows [0, length) of every layer are valid. Owned by one sequence at a time."""
+
+class PagePool(PageAllocator):
+    """pages[layer_idx]: [num_pages, PAGE_TOKENS, latent_dim]; page p is the same tokens in each."""
 
     def __init__(
         self,
         placements: Sequence[tuple[torch.device, torch.dtype]],
         latent_dim: int,
-        first_rows: int = 256,
+        num_pages: int,
     ) -> None:
-        """placements: device and dtype of each layer's rows.  latent_dim: numbers per token and
-        layer.
+        """placements: device and dtype of each layer's pages.  latent_dim: numbers per token.
+
+        On the CPU a page that was never written to takes no memory.
         """
-        self.length = 0
-        self._rows = [
-            torch.empty(first_rows, latent_dim, dtype=dtype, device=device)
+        super().__init__(num_pages)
+        self.pages = [
+            torch.empty(num_pages, PAGE_TOKENS, latent_dim, dtype=dtype, device=device)
             for device, dtype in placements
         ]
+        self.rows = [pages.flatten(0, 1) for pages in self.pages]  # row 64 p + i: token i of page p
 
     @property
-    def num_bytes(self) -> int:
-        return sum(rows.numel() * rows.element_size() for rows in self._rows)
+    def page_bytes(self) -> int:
+        """Bytes of one page over all layers."""
+        return sum(pages[0].numel() * pages.element_size() for pages in self.pages)
+
+    def new_cache(self) -> "LatentCache":
+        """An empty sequence's."""
+        return LatentCache(self)
+
+    def copy_page(self, source: int, destination: int) -> None:
+        """Copies a page in every layer."""
+        for pages in self.pages:
+            pages[destination] = pages[source]
+
+
+class LatentCache:
+    """Tokens [0, length) of one sequence, in `page_ids`. Pages may change places between steps."""
+
+    def __init__(self, pool: PagePool) -> None:
+        self.pool = pool
+        self.length = 0
+        self.page_ids: list[int] = []
+        self._runs: list[tuple[int, int]] | None = None  # (first page, pages) of consecutive ones
 
     def reserve(self, num_tokens: int) -> None:
-        """Makes room for `num_tokens` rows a layer in all."""
-        capacity = self._rows[0].shape[0]
-        if num_tokens <= capacity:
-            return
-        capacity = max(num_tokens, 2 * capacity)
-        for layer_idx, old in enumerate(self._rows):
-            grown = old.new_empty(capacity, old.shape[1])
-            grown[: self.length] = old[: self.length]
-            self._rows[layer_idx] = grown
+        """Makes room for `num_tokens` tokens in all, and those from `length` on writable.
 
-    def write(self, layer_idx: int, start: int, latents: torch.Tensor) -> torch.Tensor:
-        """Stores rows [start, start + T) of a layer; returns the layer's rows [0, start + T).
+        Raises OutOfPages, and then has changed nothing.
+        """
+        tail = self.length // PAGE_TOKENS
+        copies = tail < len(self.page_ids) and self.pool.is_shared(self.page_ids[tail])
+        wanted = max(0, pages_of(num_tokens) - len(self.page_ids))
+        if not wanted and not copies:
+            return
+        last = self.page_ids[-1] if self.page_ids and not copies else None
+        new = self.pool.allocate(copies + wanted, after=last)
+        if copies:
+            shared = self.page_ids[tail]
+            self.pool.copy_page(shared, new[0])
+            self.pool.free([shared])
+            self.page_ids.pop()
+        self.page_ids += new
+        self._runs = None
+
+    def adopt(self, page_ids: Sequence[int], num_tokens: int) -> None:
+        """Takes the first `num_tokens` tokens from pages that it shares from now on."""
+        self.pool.share(page_ids)
+        self.pool.free(self.page_ids)
+        self.page_ids = list(page_ids)
+        self.length = num_tokens
+        self._runs = None
+
+    def write(self, layer_idx: int, start: int, latents: torch.Tensor) -> None:
+        """Stores tokens [start, start + T) of a layer, for which room was reserved.
 
         latents: [T, latent_dim] float32 on the layer's device.
         """
-        end = start + latents.shape[0]
-        self._rows[layer_idx][start:end] = latents
-        return self._rows[layer_idx][:end]
+        first = 0
+        for rows in self._pieces(layer_idx, start, start + latents.shape[0]):
+            rows.copy_(latents[first : first + rows.shape[0]])
+            first += rows.shape[0]
 
-    def truncate(self, num_tokens: int) -> None:
-        """Forgets every token from `num_tokens` on."""
-        self.length = min(self.length, num_tokens)
+    def read(self, layer_idx: int, num_tokens: int) -> list[torch.Tensor]:
+        """Tokens [0, num_tokens) of a layer as views, [n, latent_dim] for each run of consecutive
+        pages.
+        """
+        return list(self._pieces(layer_idx, 0, num_tokens))
 
     def copy(self, num_tokens: int) -> "LatentCache":
-        """A cache of its own with the first `num_tokens` tokens of this one."""
-        other = LatentCache(
-            [(rows.device, rows.dtype) for rows in self._rows], self._rows[0].shape[1], 0
-        )
-        other.reserve(max(256, num_tokens))
-        for mine, theirs in zip(self._rows, other._rows, strict=True):
-            theirs[:num_tokens] = mine[:num_tokens]
-        other.length = num_tokens
+        """Another cache of the first `num_tokens` tokens, on the same pages."""
+        other = self.pool.new_cache()
+        other.adopt(self.page_ids[: pages_of(num_tokens)], num_tokens)
         return other
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.page_ids) * self.pool.page_bytes
+
+    def truncate(self, num_tokens: int) -> None:
+        """Forgets every token from `num_tokens` on, and pages without any."""
+        self.length = min(self.length, num_tokens)
+        num_pages = pages_of(self.length)
+        if num_pages < len(self.page_ids):
+            self.pool.free(self.page_ids[num_pages:])
+            del self.page_ids[num_pages:]
+            self._runs = None
+
+    def release(self) -> None:
+        """Gives all pages back; the cache is empty then."""
+        self.truncate(0)
+
+    def _pieces(self, layer_idx: int, start: int, stop: int) -> Iterator[torch.Tensor]:
+        """Rows of tokens [start, stop), a run of pages at a time."""
+        if self._runs is None:
+            self._runs = _consecutive(self.page_ids)
+        first = 0  # the run's first token
+        for page_id, num_pages in self._runs:
+            last = first + num_pages * PAGE_TOKENS
+            if first < stop and last > start:
+                offset = page_id * PAGE_TOKENS - first  # from the token's number to its row
+                begin, end = offset + max(first, start), offset + min(last, stop)
+                yield self.pool.rows[layer_idx][begin:end]
+            first = last
+
+
+def _consecutive(page_ids: Sequence[int]) -> list[tuple[int, int]]:
+    """(first page, number of pages) of each run."""
+    runs: list[tuple[int, int]] = []
+    for page_id in page_ids:
+        if runs and page_id == sum(runs[-1]):
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((page_id, 1))
+    return runs

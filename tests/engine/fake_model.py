@@ -38,6 +38,9 @@ class FakeCache:
     def truncate(self, num_tokens: int) -> None:
         del self.token_ids[num_tokens:]
 
+    def release(self) -> None:
+        self.truncate(0)
+
     def copy(self, num_tokens: int) -> "FakeCache":
         return FakeCache(self.token_ids[:num_tokens])
 

@@ -95,7 +95,8 @@ def test_both_paths_give_what_the_definition_gives(
     attention = build(layout, weights, context)
     q_nope, q_pe, latents = inputs(num_queries, length)
     attend = getattr(attention, path)
-    out = attend(q_nope.transpose(0, 1), q_pe.transpose(0, 1), latents).transpose(0, 1).flatten(1)
+    args = (q_nope.transpose(0, 1), q_pe.transpose(0, 1), [latents])
+    out = attend(*args).transpose(0, 1).flatten(1)
     expected = by_definition(weights, q_nope, q_pe, latents)
     # Sums of RANK + ROPE products of unit numbers, then a convex mix of RANK-long sums.
     bound = 50 * torch.finfo(torch.float32).eps * math.sqrt(RANK) * expected.abs().max().item()
@@ -106,10 +107,24 @@ def test_both_paths_give_what_the_definition_gives(
 def test_working_in_blocks_changes_nothing(path, weights, context, monkeypatch):
     attention = build("split", weights, context)
     q_nope, q_pe, latents = inputs(6, 30)
-    args = (q_nope.transpose(0, 1), q_pe.transpose(0, 1), latents)
+    args = (q_nope.transpose(0, 1), q_pe.transpose(0, 1), [latents])
     whole = getattr(attention, path)(*args)
     monkeypatch.setattr(attention_module, "_SCRATCH_BYTES", 1)
     torch.testing.assert_close(getattr(attention, path)(*args), whole, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("path", ["_absorbed", "_naive"])
+@pytest.mark.parametrize("lengths", [(29, 1), (1, 29), (20, 4, 6), (24, 2, 2, 2)])
+def test_rows_in_several_places_are_attended_to_as_in_one(
+    path, lengths, weights, context, monkeypatch
+):
+    attention = build("split", weights, context)
+    q_nope, q_pe, latents = inputs(6, 30)
+    queries = (q_nope.transpose(0, 1), q_pe.transpose(0, 1))
+    whole = getattr(attention, path)(*queries, [latents])
+    torch.testing.assert_close(getattr(attention, path)(*queries, latents.split(lengths)), whole)
+    monkeypatch.setattr(attention_module, "_SCRATCH_BYTES", 1)  # early queries see no later run
+    torch.testing.assert_close(getattr(attention, path)(*queries, latents.split(lengths)), whole)
 
 
 def test_a_bfloat16_cache_is_read_as_its_rounded_numbers(weights, context):
@@ -117,7 +132,7 @@ def test_a_bfloat16_cache_is_read_as_its_rounded_numbers(weights, context):
     q_nope, q_pe, latents = inputs(1, 9)
     rounded = latents.bfloat16()
     torch.testing.assert_close(
-        attention(q_nope, q_pe, rounded), attention(q_nope, q_pe, rounded.float())
+        attention(q_nope, q_pe, [rounded]), attention(q_nope, q_pe, [rounded.float()])
     )
 
 
