@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 class Piece:
     """What became certain of one choice: text and calls in order, and its tokens' logprobs.
 
-    finish_reason: "stop", "length" or "tool_calls" on a choice's last piece, else None.
+    finish_reason: "stop", "length", "tool_calls" or "abort" on a choice's last piece, else None.
     stop_string: the one that ended the choice, on its last piece.
     """
 
@@ -55,12 +55,14 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int = 0
+    reasoning_tokens: int = 0  # among the completion's
     cached_tokens: int = 0
 
 
 @dataclass(slots=True)
 class _Choice:
     stream: TextStream
+    num_since_reasoning: int = 0  # tokens
     logprobs: list[tuple[int, TokenLogprobs]] = field(default_factory=list)
 
 
@@ -117,6 +119,7 @@ class Answer:
             if output.token_id is not None:
                 self.usage.completion_tokens += 1
                 deltas += choice.stream.push(output.token_id)
+                self._count_reasoning(choice, deltas)
                 if output.logprobs is not None:
                     choice.logprobs.append((output.token_id, output.logprobs))
             if choice.stream.is_finished:
@@ -136,9 +139,20 @@ class Answer:
             )
             choice.logprobs.clear()
 
+    def cancel(self) -> None:
+        """Ends every choice with what it has; the last pieces' reason is "abort"."""
+        self._generation.cancel()
+
     def close(self) -> None:
         """Aborts what still runs."""
         self._generation.close()
+
+    def _count_reasoning(self, choice: _Choice, deltas: Sequence[Delta | CallDelta]) -> None:
+        """Reasoning comes first: all tokens up to its latest piece are reasoning's."""
+        choice.num_since_reasoning += 1
+        if any(isinstance(delta, Delta) and delta.channel == "reasoning" for delta in deltas):
+            self.usage.reasoning_tokens += choice.num_since_reasoning
+            choice.num_since_reasoning = 0
 
 
 def _without_dropped(deltas: Sequence[Delta | CallDelta]) -> Iterator[Delta | CallDelta]:

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
-from hybrid_k2.server import anthropic, completions, errors, models, openai, tokens
+from hybrid_k2.server import anthropic, completions, errors, models, openai, responses, tokens
 from hybrid_k2.server.guard import Guard
 from hybrid_k2.server.service import Service
 
@@ -26,7 +26,7 @@ def create_app(service: Service) -> FastAPI:
     # The documentation pages would load scripts from another site; /openapi.json has it all.
     app = FastAPI(title="hybrid-k2", lifespan=lifespan, docs_url=None, redoc_url=None)
     errors.install(app)
-    for api in (models, openai, completions, anthropic, tokens):
+    for api in (models, openai, completions, responses, anthropic, tokens):
         app.include_router(api.create_router(service))
 
     @app.get("/health")

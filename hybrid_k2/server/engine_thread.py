@@ -37,13 +37,15 @@ class Generation:
 
     async def __anext__(self) -> tuple[int, StepOutput]:
         """Raises the error that ended a choice, and a 504 when the request's time is over."""
-        if not self._unfinished:
-            raise StopAsyncIteration
-        try:
-            async with asyncio.timeout_at(self._deadline_s):
-                index, output = await self.outputs.get()
-        except TimeoutError:
-            raise server_error("the request took longer than the server allows", 504) from None
+        index = None
+        while index not in self._unfinished:  # what comes after an abort was too late
+            if not self._unfinished:
+                raise StopAsyncIteration
+            try:
+                async with asyncio.timeout_at(self._deadline_s):
+                    index, output = await self.outputs.get()
+            except TimeoutError:
+                raise server_error("the request took longer than the server allows", 504) from None
         if output.error is not None:
             raise to_api_error(output.error) from output.error  # whoever failed has logged it
         if output.finish_reason is not None:
@@ -55,6 +57,12 @@ class Generation:
         if index in self._unfinished:
             self._unfinished.discard(index)
             self._thread.abort(self, index)
+
+    def cancel(self) -> None:
+        """Ends every choice, each with an output that says "abort"."""
+        for index in self._unfinished:
+            self._thread.abort(self, index)
+            self.outputs.put_nowait((index, StepOutput(-1, finish_reason="abort")))
 
     def close(self) -> None:
         """Aborts what still runs; closing twice is allowed."""

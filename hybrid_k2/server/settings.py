@@ -9,6 +9,7 @@ class ServerSettings:
 
     allowed_hosts: names besides loopback's that a Host header may carry.
     max_waiting: requests queued beyond the engine's places before the next one gets a 429.
+    max_stored_responses: Responses that /v1/responses remembers.
     hide_tool_outputs: where a dialogue outgrows the context, leave earlier tools' outputs out.
     scale_temperature: take /v1/messages' temperature x 0.6 for Instruct models.
     """
@@ -20,6 +21,7 @@ class ServerSettings:
     max_waiting: int = 64
     max_body_bytes: int = 32 << 20
     body_timeout_s: float = 60.0
+    max_stored_responses: int = 256
     request_timeout_s: float = 3600.0
     keep_alive_s: float = 10.0
     scale_temperature: bool = True
