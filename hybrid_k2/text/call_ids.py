@@ -25,6 +25,11 @@ class CallIds:
                 call_ids.rename(call["function"]["name"], call.get("id") or "")
         return call_ids
 
+    @property
+    def count(self) -> int:
+        """The calls so far, which is the number of the next one."""
+        return self._count
+
     def rename(self, name: str, old: str) -> str:
         """Returns the id by which the model knows the dialogue's next call, which had id `old`."""
         new = f"functions.{name}:{self._count}"

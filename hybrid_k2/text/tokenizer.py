@@ -7,7 +7,7 @@ nothing of chats or of the engine.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,11 @@ class Tokenizer:
     def control_text(self, token_id: int) -> str | None:
         """Returns the name of a control, reserved or unused token, or None for a token of text."""
         return self._control_text.get(token_id)
+
+    @property
+    def control_ids(self) -> Collection[int]:
+        """The ids that are no text: control, reserved and unused tokens."""
+        return self._control_text.keys()
 
     def min_tokens(self, num_bytes: int) -> int:
         """Returns the fewest tokens that any text of `num_bytes` UTF-8 bytes can have."""
