@@ -181,13 +181,16 @@ uint32_t* check_flags(const char* name, const py::object& object, int64_t layers
 }
 
 struct PyHandoff {
-  py::list kept;  // matrices and mapped arrays: the step reads them
+  py::list kept;  // pool, kernels, matrices and mapped arrays: a step uses them
+  ThreadPool& pool;
+  const KernelTable& kernels;
   int64_t max_tokens = 0;
   std::unique_ptr<Handoff> handoff;
 
-  PyHandoff(const py::list& layers, const py::object& published, const py::object& answered,
-            const py::object& x, const py::object& expert_ids, const py::object& weights,
-            const py::object& y) {
+  PyHandoff(const py::object& pool_object, const py::object& kernels_object, const py::list& layers,
+            const py::object& published, const py::object& answered, const py::object& x,
+            const py::object& expert_ids, const py::object& weights, const py::object& y)
+      : pool(pool_object.cast<ThreadPool&>()), kernels(kernels_object.cast<const KernelTable&>()) {
     std::vector<LayerExperts> experts;
     for (const py::handle& layer : layers) {
       const auto [gate, up, down] = layer.cast<std::tuple<PyMatrix&, PyMatrix&, PyMatrix&>>();
@@ -206,13 +209,12 @@ struct PyHandoff {
     memory.weights = check_array<float>("weights", weights, {max_tokens, memory.top_k});
     memory.y = check_output("y", y, {max_tokens, hidden});
     handoff = std::make_unique<Handoff>(memory, std::move(experts));
-    for (const py::object& object :
-         {py::object(layers), published, answered, x, expert_ids, weights, y})
+    for (const py::object& object : {pool_object, kernels_object, py::object(layers), published,
+                                     answered, x, expert_ids, weights, y})
       kept.append(object);
   }
 
-  py::array_t<double> serve(ThreadPool& pool, const KernelTable& kernels, uint32_t step,
-                            int64_t tokens, double timeout_s) {
+  py::array_t<double> serve(uint32_t step, int64_t tokens, double timeout_s) {
     if (tokens < 1 || tokens > max_tokens)
       reject("tokens", std::to_string(tokens), "1.." + std::to_string(max_tokens));
     std::vector<LayerTimes> times(handoff->num_layers());
@@ -303,14 +305,15 @@ PYBIND11_MODULE(_cpu, m) {
       "the tier has tiles.");
   py::class_<PyHandoff>(m, "Handoff",
                         "Routed experts for a GPU in the middle of a step; see hk2/handoff.h.")
-      .def(py::init<const py::list&, const py::object&, const py::object&, const py::object&,
-                    const py::object&, const py::object&, const py::object&>(),
-           py::arg("layers"), py::arg("published"), py::arg("answered"), py::arg("x"),
-           py::arg("expert_ids"), py::arg("weights"), py::arg("y"),
+      .def(py::init<const py::object&, const py::object&, const py::list&, const py::object&,
+                    const py::object&, const py::object&, const py::object&, const py::object&,
+                    const py::object&>(),
+           py::arg("pool"), py::arg("kernels"), py::arg("layers"), py::arg("published"),
+           py::arg("answered"), py::arg("x"), py::arg("expert_ids"), py::arg("weights"),
+           py::arg("y"),
            "layers: (gate, up, down) of each. published, answered: uint32 [layers, 16]. The arrays "
            "lie in memory that the GPU maps too.")
-      .def("serve", &PyHandoff::serve, py::arg("pool"), py::arg("kernels"), py::arg("step"),
-           py::arg("tokens"), py::arg("timeout_s"),
+      .def("serve", &PyHandoff::serve, py::arg("step"), py::arg("tokens"), py::arg("timeout_s"),
            "Answers every layer of a step that was launched. Returns float64 [layers, 2]: seconds "
            "waited, seconds computed. HandoffError (RuntimeError) where the GPU does not come.")
       .def(
