@@ -6,6 +6,7 @@ float32 out.
 """
 
 import logging
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -120,6 +121,16 @@ class NativeKernels:
             y.numpy(),
         )
         return y
+
+    def handoff(self, layers: Sequence[tuple[Any, Any, Any]], *memory: torch.Tensor) -> Any:
+        """The experts (gate, up, down) of a captured GPU step's layers, in that order.
+
+        memory: published and answered int32 [layers, FLAG_STRIDE], then x, expert_ids, weights and
+        y of the largest step, all of them pinned. Returns the extension's Handoff.
+        """
+        published, answered, *arrays = (tensor.numpy() for tensor in memory)
+        flags = published.view(np.uint32), answered.view(np.uint32)
+        return self._cpu.Handoff(self._pool, self._kernels, list(layers), *flags, *arrays)
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
