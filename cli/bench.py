@@ -14,8 +14,15 @@ EPILOG = """\b
 Examples:
   hybrid-k2 bench experts
   hybrid-k2 bench experts --quant Q4_K --quant Q8_0 --batch 1 --batch 64 --json
+  hybrid-k2 bench experts --vs llama.cpp --vs kt-kernel --batch 1 --batch 512
 """
-COLUMNS = ("quant", "tier", "thr", "tokens", "ms", "GB/s", "of", "share", "TFLOPS")
+STEP_EPILOG = """\b
+Examples:
+  hybrid-k2 bench step
+  hybrid-k2 bench step --context 2048 --context 32768 --tokens 8192 --json
+"""
+STEP_COLUMNS = ("phase", "context", "tokens", "ms", "cpu", "rest", "tok/s*", "of GB/s", "share")
+COLUMNS = ("quant", "tier", "thr", "tokens", "ms", "GB/s", "of", "share", "TFLOPS", "ratio")
 
 
 @click.group("bench", epilog=EPILOG, short_help="Measure this machine with synthetic weights.")
@@ -46,6 +53,13 @@ def command() -> None:
 )
 @click.option("--seconds", type=float, default=2.0, show_default=True, help="Spent on each row.")
 @click.option("--pages", type=click.Choice(["huge", "small"]), default="huge", show_default=True)
+@click.option(
+    "--vs",
+    "peers",
+    multiple=True,
+    type=click.Choice(["kt-kernel", "llama.cpp"]),
+    help="Time another program's experts in turns with ours.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def experts(
     quants: tuple[str, ...],
@@ -55,12 +69,15 @@ def experts(
     num_experts: int,
     seconds: float,
     pages: str,
+    peers: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Time the routed experts of one layer: random routing, weights read from memory.
 
     GB/s counts the stored bytes of the distinct experts that the batch used; `of` is what this
-    machine's memory delivers to the same threads, measured beside each row.
+    machine's memory delivers to the same threads, measured beside each row. ratio: the time over
+    ours for the same tokens and experts, so above 1 where we are faster. llama.cpp computes from
+    the very same bytes; kt-kernel from 4-bit weights of its own.
     """
     from hybrid_k2.backends import registry
     from hybrid_k2.config import RuntimeConfig
@@ -69,7 +86,9 @@ def experts(
     cpu = registry.cpu_extension()
     if cpu is None:
         raise BadInputError("the C++ kernels are not built: install g++, then hybrid-k2 again")
-    from hybrid_k2.bench.experts import LayerShape, experts_bytes, measure_experts
+    from hybrid_k2.bench.experts import measure_experts
+    from hybrid_k2.bench.layer import LayerShape, expert_bytes
+    from hybrid_k2.bench.peers import require
 
     runtime = RuntimeConfig.from_env(num_threads=threads, tier=tier or None)
     shape = LayerShape(num_experts=num_experts)
@@ -77,7 +96,8 @@ def experts(
     for quant in quants:
         if quant not in cpu.quant_types():
             raise BadInputError(f"--quant {quant}: known are {', '.join(cpu.quant_types())}")
-        needed = experts_bytes(quant, shape)
+        needed = num_experts * expert_bytes(quant, shape)
+        needed += sum(require(name).extra_bytes(shape) for name in peers)
         if needed > available:
             raise BadInputError(
                 f"--quant {quant}: {num_experts} experts take {needed / 1e9:.1f} GB and "
@@ -87,16 +107,136 @@ def experts(
         click.echo(_line(COLUMNS))
     for quant in quants:
         for row in measure_experts(
-            quant, batches, shape, runtime, seconds=seconds, huge_pages=pages == "huge"
+            quant,
+            batches,
+            shape,
+            runtime,
+            peers=peers,
+            seconds=seconds,
+            huge_pages=pages == "huge",
         ):
             if as_json:
                 click.echo(json.dumps(asdict(row) | {"gb_s": row.gb_s, "share": row.share}))
                 continue
             cells = (row.quant, row.tier, row.threads, row.tokens, f"{row.median_ms:.2f}")
             speeds = (f"{row.gb_s:.1f}", f"{row.read_gb_s:.1f}", f"{row.share:.0%}")
-            click.echo(_line((*cells, *speeds, f"{row.tflops:.3f}")))
+            click.echo(_line((*cells, *speeds, f"{row.tflops:.3f}", f"{row.ratio:.2f}")))
+
+
+@command.command("step", epilog=STEP_EPILOG)
+@click.option(
+    "--layers",
+    type=click.IntRange(2, 64),
+    default=4,
+    show_default=True,
+    help="Layers of experts; at Q4_K each takes 9.5 GB of RAM.",
+)
+@click.option("--quant", default="Q4_K", show_default=True, help="Of the routed experts.")
+@click.option("--dense-quant", default="Q8_0", show_default=True, help="Of everything else.")
+@click.option(
+    "--context",
+    "contexts",
+    multiple=True,
+    type=click.IntRange(1, 262143),
+    default=[2048],
+    show_default=True,
+    help="Tokens that each decoding sequence has.",
+)
+@click.option(
+    "--batch",
+    "batches",
+    multiple=True,
+    type=click.IntRange(1, 64),
+    default=[1],
+    show_default=True,
+    help="Sequences that decode together.",
+)
+@click.option(
+    "--tokens",
+    "prompts",
+    multiple=True,
+    type=click.IntRange(1, 65536),
+    help="Prompts to read, beside decoding.",
+)
+@click.option("--chunk", type=click.IntRange(1, 65536), default=8192, show_default=True)
+@click.option("--device", default="", help="cpu or cuda:N. [default: a GPU where there is one]")
+@click.option("--experts", default="experts_cpu", show_default=True, help="Their backend.")
+@click.option("--threads", type=click.IntRange(1), help="[default: the cores this may use]")
+@click.option("--tier", default="", help="Kernel tier. [default: the best this machine runs]")
+@click.option("--seconds", type=float, default=3.0, show_default=True, help="Spent on each depth.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def step(
+    layers: int,
+    quant: str,
+    dense_quant: str,
+    contexts: tuple[int, ...],
+    batches: tuple[int, ...],
+    prompts: tuple[int, ...],
+    chunk: int,
+    device: str,
+    experts: str,
+    threads: int | None,
+    tier: str,
+    seconds: float,
+    as_json: bool,
+) -> None:
+    """Time whole steps of a K2 of true width with one dense layer and a few of experts.
+
+    ms: a layer of experts, by the difference of two depths; cpu: of it in the CPU's experts; rest:
+    of a step beside those layers. tok/s* is EXTRAPOLATED to all 61 layers. share: bytes of experts
+    that the CPU read, of what memory could have delivered in the layer's time.
+    """
+    from hybrid_k2.backends import registry
+    from hybrid_k2.config import RuntimeConfig
+    from hybrid_k2.rules import probe_hardware
+
+    cpu = registry.cpu_extension()
+    if cpu is None:
+        raise BadInputError("the C++ kernels are not built: install g++, then hybrid-k2 again")
+    for option, name in (("--quant", quant), ("--dense-quant", dense_quant)):
+        if name not in cpu.quant_types():
+            raise BadInputError(f"{option} {name}: known are {', '.join(cpu.quant_types())}")
+    from hybrid_k2.bench.step import measure_steps
+    from hybrid_k2.bench.synthetic_model import K2, Placement, experts_bytes
+
+    hardware = probe_hardware()
+    device = device or next(iter(hardware.vram), "cpu")
+    if device != "cpu" and device not in hardware.vram:
+        raise BadInputError(f"--device {device}: {hardware.describe_gpus()}")
+    needed = layers * experts_bytes(K2, quant)
+    if needed > hardware.ram_available:
+        raise BadInputError(
+            f"--layers {layers}: their {quant} experts take {needed / 1e9:.1f} GB and "
+            f"{hardware.ram_available / 1e9:.1f} GB are available; give fewer"
+        )
+    runtime = RuntimeConfig.from_env(
+        num_threads=threads,
+        tier=tier or None,
+        prefill_chunk=chunk,
+        max_sequences=max(batches),
+        context=max(*contexts, *prompts) + 1,
+    )
+    placement = Placement(device, dense_quant, quant, experts)
+    if not as_json:
+        click.echo(_line(STEP_COLUMNS))
+    for row in measure_steps(
+        placement,
+        runtime,
+        num_moe_layers=layers,
+        contexts=contexts,
+        batches=batches,
+        prompts=prompts,
+        seconds=seconds,
+    ):
+        if as_json:
+            derived = {"other_ms": row.other_ms, "share": row.share, "cpu_share": row.cpu_share}
+            click.echo(json.dumps(asdict(row) | derived))
+            continue
+        times = (row.layer_ms, row.cpu_ms, row.rest_ms, row.tokens_s, row.read_gb_s)
+        cells = (row.phase, row.context, row.tokens, *(f"{value:.2f}" for value in times))
+        click.echo(_line((*cells, f"{row.share:.0%}")))
 
 
 def _line(cells: tuple[object, ...]) -> str:
-    widths = (8, 12, 4, 7, 9, 7, 7, 6, 8)
+    widths = (8, 12, 6, 7, 9, 8, 7, 7, 8, 6)[: len(cells)]
     return " ".join(f"{cell!s:>{width}}" for cell, width in zip(cells, widths, strict=True))

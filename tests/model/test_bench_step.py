@@ -1,0 +1,69 @@
+"""`bench step`: whole steps of a synthetic K2, here a tiny one on the CPU."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("hybrid_k2._cpu", reason="the C++ extension is not built")
+
+from hybrid_k2.bench.step import TimedKernels, measure_steps
+from hybrid_k2.bench.synthetic_model import (
+    K2,
+    Placement,
+    experts_bytes,
+    synthetic_modules,
+)
+from hybrid_k2.config import RuntimeConfig
+
+TINY = replace(
+    K2,
+    vocab_size=512,
+    hidden_size=256,
+    intermediate_size=512,
+    moe_intermediate_size=256,
+    n_routed_experts=32,
+    num_experts_per_tok=4,
+    num_attention_heads=4,
+    q_lora_rank=256,
+    kv_lora_rank=256,
+    qk_nope_head_dim=32,
+    qk_rope_head_dim=32,
+    v_head_dim=32,
+)
+RUNTIME = RuntimeConfig(num_threads=2, prefill_chunk=64, max_sequences=2)
+
+
+def test_a_row_for_every_context_batch_and_prompt():
+    rows = list(
+        measure_steps(
+            Placement("cpu"),
+            RUNTIME,
+            num_moe_layers=3,
+            contexts=(70, 200),
+            batches=(1, 2),
+            prompts=(100,),
+            seconds=0.01,
+            config=TINY,
+            bandwidth_bytes=1 << 20,
+        )
+    )
+    shapes = [(row.phase, row.context, row.tokens) for row in rows]
+    decode = [("decode", context, batch) for context in (70, 200) for batch in (1, 2)]
+    assert shapes == [*decode, ("prefill", 0, 100)]
+    one_expert = experts_bytes(TINY, "Q4_K") / 32
+    for row in rows:
+        assert row.runs >= 2 and row.copy_gb_s is None and row.read_gb_s > 0
+        assert one_expert * min(4, row.tokens) <= row.cpu_bytes <= one_expert * 64
+    assert rows[0].cpu_bytes == 4 * one_expert
+    assert rows[-1].cpu_bytes > 48 * one_expert, "both chunks are routed to most of 32 experts"
+
+
+def test_tokens_of_the_synthetic_model_are_routed_differently():
+    config = replace(TINY, num_hidden_layers=2)
+    kernels = TimedKernels(RUNTIME)
+    modules = synthetic_modules(config, Placement("cpu"), RUNTIME, kernels)
+    h = modules["model.embed_tokens"](np.arange(64))
+    ids, weights = modules["model.layers.1.mlp.gate"](h)
+    assert len({tuple(sorted(row)) for row in ids.tolist()}) > 60
+    assert len(ids.unique()) == 32 and weights.std() > 0
