@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request, Response
 from hybrid_k2.engine import SamplingParams
 from hybrid_k2.server.answer import Answer, Piece, Usage
 from hybrid_k2.server.anthropic_blocks import BlockEvents, whole_blocks
-from hybrid_k2.server.anthropic_messages import is_function, to_chat
+from hybrid_k2.server.anthropic_messages import is_function, to_chat, to_form
 from hybrid_k2.server.anthropic_schemas import IGNORED_FIELDS, CountTokensRequest, MessagesRequest
 from hybrid_k2.server.errors import ApiError
 from hybrid_k2.server.exchange import (
@@ -70,6 +70,7 @@ class Messages:
             [_sampling_params(body, chat.template(self._service), self._service)],
             stop=body.stop_sequences or (),
             parallel_tool_calls=not (body.tool_choice or {}).get("disable_parallel_tool_use"),
+            form=to_form(body, chat.tools),
         )
         return await respond(
             request,
@@ -91,12 +92,6 @@ class Messages:
         others = {str(tool["type"])[:60] for tool in body.tools or () if not is_function(tool)}
         self._ignored.warn(f"tool type {kind!r}" for kind in sorted(others))
         check_model(self._service, body.model)
-        if (body.output_config or {}).get("format") is not None:
-            raise ApiError(
-                400,
-                "output_config.format is not supported; say in the prompt what form to answer in",
-                param="output_config.format",
-            )
 
 
 class _Message:

@@ -10,7 +10,8 @@ from typing import Any
 
 from hybrid_k2.server.anthropic_schemas import CountTokensRequest
 from hybrid_k2.server.chat import Chat
-from hybrid_k2.server.errors import ApiError, cannot_force_call
+from hybrid_k2.server.constraints import AnswerForm, answer_form
+from hybrid_k2.server.errors import ApiError
 
 # Arguments that are no JSON object travel in one under this key, as Anthropic's guide to streamed
 # tools has it.
@@ -38,6 +39,27 @@ def to_chat(body: CountTokensRequest) -> Chat:
     )
 
 
+def to_form(body: CountTokensRequest, tools: Sequence[Mapping[str, Any]]) -> AnswerForm | None:
+    """What the answer must look like; tools: as to_chat gives them."""
+    choice: Any = body.tool_choice or {}
+    if choice.get("type") == "any":
+        forced: Any = "required"
+    elif choice.get("type") == "tool":
+        forced = {"type": "function", "name": choice.get("name")}
+    else:
+        forced = None
+    given = (body.output_config or {}).get("format")
+    if given is not None and not isinstance(given, dict):
+        raise _wrong("output_config.format", "must be an object")
+    # Anthropic knows no format that is not strict.
+    return answer_form(
+        tools,
+        forced,
+        given and {**given, "strict": True},
+        parallel_tool_calls=not choice.get("disable_parallel_tool_use"),
+    )
+
+
 def _to_messages(body: CountTokensRequest) -> list[Message]:
     messages: list[Message] = []
     if body.system is not None:
@@ -51,11 +73,9 @@ def _to_messages(body: CountTokensRequest) -> list[Message]:
 def _to_tools(body: CountTokensRequest) -> list[dict[str, Any]]:
     """OpenAI's tools for Anthropic's; those that Anthropic's own servers run are left out."""
     choice = {"type": "auto"} if body.tool_choice is None else body.tool_choice
-    if choice.get("type") in ("any", "tool"):
-        raise cannot_force_call()
-    if choice.get("type") not in ("auto", "none"):
+    if choice.get("type") not in ("auto", "any", "tool", "none"):
         kind = str(choice.get("type"))[:80]
-        raise _wrong("tool_choice.type", f"is {kind!r}; must be 'auto' or 'none'")
+        raise _wrong("tool_choice.type", f"is {kind!r}; must be 'auto', 'any', 'tool' or 'none'")
     tools = [
         _tool(tool, f"tools.{index}")
         for index, tool in enumerate(body.tools or ())
@@ -76,6 +96,8 @@ def _tool(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(schema, dict):
         raise _wrong(f"{where}.input_schema", "must be an object")
     function = {"name": name, "parameters": schema}
+    if tool.get("strict") is not None:
+        function["strict"] = tool["strict"]
     if tool.get("description") is not None:
         function["description"] = tool["description"]
     return {"type": "function", "function": function}

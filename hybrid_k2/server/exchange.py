@@ -14,6 +14,7 @@ from hybrid_k2.engine import SamplingParams
 from hybrid_k2.errors import ContextLengthError
 from hybrid_k2.server.answer import Answer
 from hybrid_k2.server.chat import Chat
+from hybrid_k2.server.constraints import AnswerForm, constrained
 from hybrid_k2.server.disconnect import ClientGoneError, run_until_disconnect
 from hybrid_k2.server.errors import ApiError, to_api_error
 from hybrid_k2.server.service import Service
@@ -100,15 +101,19 @@ async def start_chat(
     *,
     stop: Sequence[str] = (),
     parallel_tool_calls: bool = True,
+    form: AnswerForm | None = None,
 ) -> Answer:
     """Renders a conversation and hands it to the engine.
 
-    Raises what the template finds wrong with it, and as Answer.start does.
+    Raises what the template finds wrong with it or the form demands in vain, and as Answer.start.
     """
+    token_ids = await chat.prompt(service)
+    if form is not None:
+        choices = await constrained(service, form, choices, chat)
     return await Answer.start(
         service.thread,
         service.engine.tokenizer,
-        await chat.prompt(service),
+        token_ids,
         choices,
         stop=stop,
         thinking=chat.begins_thinking(service),

@@ -14,6 +14,7 @@ from fastapi import APIRouter, Request, Response
 
 from hybrid_k2.engine.sampler import TokenLogprobs
 from hybrid_k2.server.answer import Answer, Piece, Usage
+from hybrid_k2.server.constraints import answer_form
 from hybrid_k2.server.errors import ApiError
 from hybrid_k2.server.exchange import IgnoredParts, check_model, respond, start_chat
 from hybrid_k2.server.openai_messages import to_chat, unknown_parts
@@ -56,6 +57,13 @@ class ChatCompletions:
         if max_tokens is None:
             max_tokens = body.max_tokens
         chat = to_chat(body)
+        parallel_tool_calls = body.parallel_tool_calls is not False
+        form = answer_form(
+            chat.tools,
+            body.tool_choice,
+            body.response_format and body.response_format.model_dump(),
+            parallel_tool_calls=parallel_tool_calls,
+        )
         start = start_chat(
             self._service,
             chat,
@@ -67,7 +75,8 @@ class ChatCompletions:
                 logprobs=(body.top_logprobs or 0) if body.logprobs else None,
             ),
             stop=body.stop_strings,
-            parallel_tool_calls=body.parallel_tool_calls is not False,
+            parallel_tool_calls=parallel_tool_calls,
+            form=form,
         )
         shape = functools.partial(_Chat, self._service, body)
         return await respond(request, self._service, start, shape, stream=bool(body.stream))
@@ -185,12 +194,6 @@ class _Chat:
 def _check_supported(body: ChatCompletionRequest) -> None:
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
-    if body.response_format is not None and body.response_format.type != "text":
-        raise ApiError(
-            400,
-            f"response_format {body.response_format.type[:80]!r} is not supported; use 'text'",
-            param="response_format",
-        )
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:

@@ -5,17 +5,16 @@ Knows nothing of how a call is found in what the model writes.
 
 from typing import Any
 
-from hybrid_k2.server.errors import ApiError, cannot_force_call
+from hybrid_k2.server.errors import ApiError
 from hybrid_k2.server.schemas import ChatCompletionRequest
 from hybrid_k2.text.tool_calls import CallArguments, CallDelta, CallStart, ToolCall
 
 
 def offered_tools(body: ChatCompletionRequest) -> list[dict[str, Any]]:
-    """Returns the functions the model may call; ApiError for a choice or function that is wrong.
+    """Returns the functions the model may call; ApiError for one that is wrong.
 
     Tools that are no functions are run by OpenAI's own servers; they are left out.
     """
-    _check_choice(body.tool_choice)
     offered = []
     for index, tool in enumerate(body.tools or ()):
         if tool.get("type") == "function":
@@ -42,13 +41,3 @@ def tool_call_chunk(delta: CallDelta) -> dict[str, Any] | None:
     if isinstance(delta, CallArguments):
         return {"index": delta.index, "function": {"arguments": delta.text}}
     return None
-
-
-def _check_choice(choice: str | dict[str, Any] | None) -> None:
-    if choice in (None, "none", "auto"):
-        return
-    if choice == "required" or isinstance(choice, dict):
-        raise cannot_force_call()
-    raise ApiError(
-        400, f"tool_choice is {choice[:80]!r}; must be 'auto' or 'none'", param="tool_choice"
-    )

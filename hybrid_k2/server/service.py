@@ -3,6 +3,7 @@
 Owns the change from loading to ready. Knows nothing of HTTP routes or of how a model is loaded.
 """
 
+import functools
 import time
 from typing import Any
 
@@ -10,6 +11,7 @@ from hybrid_k2.engine import EngineCore
 from hybrid_k2.server.engine_thread import EngineThread
 from hybrid_k2.server.errors import unavailable
 from hybrid_k2.server.settings import ServerSettings
+from hybrid_k2.text.json_grammar import JsonGrammars
 
 
 class Service:
@@ -49,6 +51,11 @@ class Service:
         if self._engine is None:
             raise unavailable("Loading model")
         return self._engine
+
+    @functools.cached_property
+    def grammars(self) -> JsonGrammars:
+        """Raises a 503 while the model is loading."""
+        return JsonGrammars(self.engine.tokenizer)
 
     @property
     def thread(self) -> EngineThread:
