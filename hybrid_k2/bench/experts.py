@@ -110,7 +110,7 @@ def measure_experts(
         read_gb_s = kernels.read_bandwidth(BANDWIDTH_BYTES, repeats=3)
         times: list[list[float]] = [[] for _ in engines]
         distinct = []
-        while sum(times[0]) < seconds:
+        while not distinct or sum(times[0]) < seconds:
             inputs = [random_inputs(rng, num_tokens, shape) for _ in range(ROUND_RUNS)]
             distinct += [each.distinct_experts for each in inputs[1:]]
             for (_, engine), spent in zip(engines, times, strict=True):
