@@ -1,0 +1,175 @@
+"""`QuantisedMatrix`: a matrix of ggml blocks in VRAM, and the table of formats that kernels decode.
+
+Owns the two layouts in which the bytes may lie. *blocks*: as in the file. *apart*: all codes, then
+all headers, the same number of bytes; formats whose blocks are no multiple of 16 bytes are stored
+so at upload, because a GPU then loads 16 bytes where it else loads 2. Knows no kernels' launches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from hybrid_k2.kernels import decode
+from hybrid_k2.quant import QuantFormat, by_name
+from hybrid_k2.quant.stored import StoredTensor
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedFormat:
+    """How kernels see a format: `function` of decode.py, and where in a block the codes lie.
+
+    interleaved: units whose runs interleave (see decode.low_weight).
+    has_offset: False where the decode function's offsets mean nothing and are zero.
+    """
+
+    function: Any
+    codes_bytes: int
+    header_first: bool = True
+    interleaved: int = 1
+    has_offset: bool = True
+
+
+DECODED = {
+    "Q8_0": DecodedFormat(decode.decode_q8_0, 32, has_offset=False),
+    "Q4_0": DecodedFormat(decode.decode_q4_0, 16),
+    "Q4_1": DecodedFormat(decode.decode_q4_1, 16),
+    "Q5_0": DecodedFormat(decode.decode_q5_0, 16),
+    "Q5_1": DecodedFormat(decode.decode_q5_1, 16),
+    "Q4_K": DecodedFormat(decode.decode_q4_k, 128, interleaved=2),
+    "Q5_K": DecodedFormat(decode.decode_q5_k, 160, interleaved=2),
+    "Q6_K": DecodedFormat(decode.decode_q6_k, 192, header_first=False, interleaved=4),
+    "IQ4_NL": DecodedFormat(decode.decode_iq4_nl, 16, has_offset=False),
+    "IQ4_XS": DecodedFormat(decode.decode_iq4_xs, 128, has_offset=False),
+}
+SUPPORTED = tuple(DECODED)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantisedMatrix:
+    """data: uint8 [bytes] on a GPU. shape: (rows, cols), or (stack, rows, cols).
+
+    arrivals: int32 zeros, where the programs of a product count themselves.
+    codes_base, header_base: bytes before the first block's codes and header; codes_stride and
+    header_stride: from one block's to the next one's.
+    """
+
+    data: torch.Tensor
+    arrivals: torch.Tensor
+    quant: QuantFormat
+    shape: tuple[int, ...]
+    codes_base: int
+    codes_stride: int
+    header_base: int
+    header_stride: int
+
+    @property
+    def format(self) -> DecodedFormat:
+        """How kernels decode it."""
+        return DECODED[self.quant.name]
+
+    @property
+    def units_per_row(self) -> int:
+        """Units of 32 weights."""
+        return self.shape[-1] // 32
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """What a kernel over the matrix is compiled for, by parameter."""
+        return {
+            "decode": self.format.function,
+            "UNITS_PER_ROW": self.units_per_row,
+            "UNITS_PER_BLOCK": self.quant.block_size // 32,
+            "CODES_STRIDE": self.codes_stride,
+            "HEADER_STRIDE": self.header_stride,
+            "INTERLEAVED": self.format.interleaved,
+            "HAS_OFFSET": self.format.has_offset,
+        }
+
+    def rows(self, picked: slice) -> QuantisedMatrix:
+        """The same memory seen as fewer rows (of a matrix of two dimensions), without a step."""
+        num_rows, cols = self.shape
+        first, last, _ = picked.indices(num_rows)
+        blocks = first * (cols // self.quant.block_size)
+        return replace(
+            self,
+            shape=(last - first, cols),
+            codes_base=self.codes_base + blocks * self.codes_stride,
+            header_base=self.header_base + blocks * self.header_stride,
+        )
+
+    @property
+    def halves(self) -> torch.Tensor:
+        """The same bytes as float16, for the scales."""
+        return self.data.view(torch.float16)
+
+
+def over_blocks(
+    blocks: torch.Tensor, quant: QuantFormat | str, shape: Sequence[int]
+) -> QuantisedMatrix:
+    """Sees uint8 GGUF blocks on a GPU (contiguous, any shape) as a matrix; copies nothing.
+
+    Raises KeyError for a format that is not in SUPPORTED.
+    """
+    quant = by_name(quant) if isinstance(quant, str) else quant
+    decoded = DECODED[quant.name]
+    data = blocks.reshape(-1)
+    assert data.numel() == quant.num_bytes(math.prod(shape)), (blocks.shape, quant.name, shape)
+    header_bytes = quant.block_bytes - decoded.codes_bytes
+    codes_base, header_base = (
+        (header_bytes, 0) if decoded.header_first else (0, decoded.codes_bytes)
+    )
+    arrivals = torch.zeros(math.prod(shape[:-1]), dtype=torch.int32, device=data.device)
+    return QuantisedMatrix(
+        data, arrivals, quant, tuple(shape), codes_base, stride, header_base, stride
+    )
+
+
+def upload(*stored: StoredTensor, device: torch.device | str) -> QuantisedMatrix:
+    """Copies a tensor to `device`; several of one format and width are stacked, row after row.
+
+    Raises KeyError for a format that is not in SUPPORTED.
+    """
+    quant, cols = stored[0].quant, stored[0].shape[-1]
+    assert all(part.quant is quant and part.shape[-1] == cols for part in stored), stored
+    shape = stored[0].shape
+    if len(stored) > 1:
+        shape = (sum(math.prod(part.shape[:-1]) for part in stored), cols)
+    blocks = torch.cat([part.as_torch().to(device) for part in stored])
+    matrix = over_blocks(blocks, quant, shape)
+    return matrix if quant.block_bytes % 16 == 0 else apart(matrix)
+
+
+def apart(matrix: QuantisedMatrix) -> QuantisedMatrix:
+    """A copy of a matrix of plain blocks with the codes first and the headers behind them all."""
+    quant, codes_bytes = matrix.quant, matrix.format.codes_bytes
+    header_bytes = quant.block_bytes - codes_bytes
+    blocks = matrix.data.view(-1, quant.block_bytes)
+    codes = blocks[:, matrix.codes_base : matrix.codes_base + codes_bytes]
+    header = blocks[:, matrix.header_base : matrix.header_base + header_bytes]
+    data = torch.cat([codes.reshape(-1), header.reshape(-1)])
+    return replace(
+        matrix,
+        data=data,
+        codes_base=0,
+        codes_stride=codes_bytes,
+        header_base=len(blocks) * codes_bytes,
+        header_stride=header_bytes,
+    )
+
+
+def in_blocks(matrix: QuantisedMatrix) -> torch.Tensor:
+    """The GGUF bytes of a matrix in either layout: uint8 [blocks, block_bytes]; the inverse of
+    `apart`.
+    """
+    quant, codes_bytes = matrix.quant, matrix.format.codes_bytes
+    if matrix.codes_stride == quant.block_bytes:
+        return matrix.data.view(-1, quant.block_bytes)
+    codes = matrix.data[: matrix.header_base].view(-1, codes_bytes)
+    header = matrix.data[matrix.header_base :].view(-1, quant.block_bytes - codes_bytes)
+    parts = (header, codes) if matrix.format.header_first else (codes, header)
+    return torch.cat(parts, dim=1)

@@ -1,0 +1,56 @@
+"""Triton kernels on whatever there is: the GPU, or Triton's interpreter on the CPU.
+
+The same tests run on both; on a GPU they carry the marker `gpu`. Owns what the interpreter
+lacks: numpy has no bfloat16, so its dot would multiply bit patterns.
+"""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+ON_GPU = torch.cuda.is_available()
+if not ON_GPU:
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if ON_GPU and "tests/triton/" in item.path.as_posix():
+            item.add_marker(pytest.mark.gpu)
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where the tensors of a test lie."""
+    return torch.device("cuda" if ON_GPU else "cpu")
+
+
+@pytest.fixture(scope="session")
+def bfloat16_step() -> float:
+    """The largest relative error of one rounding to bfloat16: the interpreter cuts off, GPUs round
+    to nearest.
+    """
+    return 2.0**-8 if ON_GPU else 2.0**-7
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interpreter_multiplies_bfloat16() -> None:
+    if ON_GPU:
+        return
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    import triton.language as tl
+
+    def widened(operand):
+        if operand.dtype.scalar != tl.bfloat16:
+            return operand
+        bits = operand.data.astype(np.uint32) << 16
+        return interpreter.TensorHandle(bits.view(np.float32), tl.float32)
+
+    dot = interpreter.InterpreterBuilder.create_dot
+
+    def create_dot(self, a, b, *rest):
+        return dot(self, widened(a), widened(b), *rest)
+
+    interpreter.InterpreterBuilder.create_dot = create_dot
