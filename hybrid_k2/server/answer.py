@@ -4,6 +4,7 @@ Owns stop strings, the split into reasoning, content and calls, and the counts f
 routes can read it; it knows none of them.
 """
 
+import dataclasses
 import logging
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -57,6 +58,10 @@ class Usage:
     completion_tokens: int = 0
     reasoning_tokens: int = 0  # among the completion's
     cached_tokens: int = 0
+
+    def counts(self) -> dict[str, int]:
+        """All of it by name."""
+        return dataclasses.asdict(self)
 
 
 @dataclass(slots=True)

@@ -9,14 +9,18 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from hybrid_k2.engine import EngineCore, SamplingParams, StepOutput
 from hybrid_k2.server.errors import overloaded, server_error, to_api_error, unavailable
+from hybrid_k2.server.metrics import Metrics, RequestTimer
 
 log = logging.getLogger(__name__)
 
 SHUTTING_DOWN = "the server is shutting down"
+
+Result = TypeVar("Result")
 
 
 class Generation:
@@ -70,17 +74,34 @@ class Generation:
             self.abort(index)
 
 
+@dataclass(slots=True)
+class _Route:
+    """Where one request's outputs go, and what /slots shows of it."""
+
+    generation: Generation
+    index: int
+    timer: RequestTimer
+    num_prompt_tokens: int
+    num_decoded: int = 0
+
+
 class EngineThread:
     """Starts with start(), ends with close(). submit() is for coroutines, from any event loop."""
 
-    def __init__(self, core: EngineCore, *, max_waiting: int) -> None:
+    def __init__(self, core: EngineCore, metrics: Metrics, *, max_waiting: int) -> None:
         self.core = core
+        self._metrics = metrics
         self._max_open = core.max_sequences + max_waiting
         self._open: set[tuple[Generation, int]] = set()  # of the event loop
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._routes: dict[int, tuple[Generation, int]] = {}  # of the thread, as all below
+        self._routes: dict[int, _Route] = {}  # of the thread, as all below; in order of arrival
         self._is_running = True
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @property
+    def num_open(self) -> int:
+        """Answers that run or wait."""
+        return len(self._open)
 
     def start(self) -> None:
         self._thread.start()
@@ -104,6 +125,7 @@ class EngineThread:
             raise unavailable(SHUTTING_DOWN)
         num_open = len(self._open)
         if num_open + len(choices) > self._max_open:
+            self._metrics.rejected("queue_full")
             raise overloaded(f"{num_open} requests are being answered or wait; try again later")
         loop = asyncio.get_running_loop()
         deadline_s = None if timeout_s is None else loop.time() + timeout_s
@@ -117,6 +139,38 @@ class EngineThread:
             generation.close()
             raise
         return generation
+
+    async def call(self, function: Callable[[], Result]) -> Result:
+        """What `function` returns, run between two steps: for what may not change meanwhile."""
+        if not self._is_running:
+            raise unavailable(SHUTTING_DOWN)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+
+        def run() -> None:
+            try:
+                result, error = function(), None
+            except Exception as raised:
+                result, error = None, raised
+            _call_in_loop(loop, _settle, future, error, result)
+
+        self._commands.put(run)
+        return await future
+
+    def slots(self) -> list[dict[str, Any]]:
+        """The engine's places as llama.cpp shows its slots; for call()."""
+        places: list[dict[str, Any]] = [
+            {"id": index, "n_ctx": self.core.context, "is_processing": False}
+            for index in range(self.core.max_sequences)
+        ]
+        for place, (request_id, route) in zip(places, self._routes.items(), strict=False):
+            place |= {
+                "is_processing": True,
+                "id_task": request_id,
+                "n_prompt_tokens": route.num_prompt_tokens,
+                "n_decoded": route.num_decoded,
+            }
+        return places
 
     def abort(self, generation: Generation, index: int) -> None:
         """Ends a choice before the next step. Called in the event loop, as submit is."""
@@ -151,7 +205,8 @@ class EngineThread:
         for output in outputs:
             route = self._routes.get(output.request_id)
             if route is not None:
-                self._deliver(*route, output)
+                route.num_decoded += output.token_id is not None
+                self._deliver(route, output)
             if output.finish_reason is not None:
                 self._routes.pop(output.request_id, None)
 
@@ -165,30 +220,34 @@ class EngineThread:
         try:
             for index, params in enumerate(choices):
                 request_id = self.core.submit(token_ids, params)
-                self._routes[request_id] = (generation, index)
+                timer = self._metrics.request(len(token_ids))
+                self._routes[request_id] = _Route(generation, index, timer, len(token_ids))
         except Exception as error:
-            _call_in_loop(generation, _settle, accepted, error)
+            _call_in_loop(generation.loop, _settle, accepted, error)
         else:
-            _call_in_loop(generation, _settle, accepted, None)
+            _call_in_loop(generation.loop, _settle, accepted, None)
 
     def _abort(self, generation: Generation, index: int) -> None:
         for request_id, route in list(self._routes.items()):
-            if route == (generation, index):
+            if (route.generation, route.index) == (generation, index):
                 del self._routes[request_id]
                 self.core.abort(request_id)
+                route.timer.output(StepOutput(request_id, finish_reason="abort"))
 
     def _fail_all(self, error: Exception) -> None:
-        for request_id, (generation, index) in list(self._routes.items()):
+        for request_id, route in list(self._routes.items()):
             del self._routes[request_id]
             try:
                 self.core.abort(request_id)
             except Exception:
                 log.exception("request %d could not be aborted", request_id)
             failed = StepOutput(request_id, finish_reason="error", error=error)
-            self._deliver(generation, index, failed)
+            self._deliver(route, failed)
 
-    def _deliver(self, generation: Generation, index: int, output: StepOutput) -> None:
-        _call_in_loop(generation, self._arrive, generation, index, output)
+    def _deliver(self, route: _Route, output: StepOutput) -> None:
+        route.timer.output(output)
+        generation = route.generation
+        _call_in_loop(generation.loop, self._arrive, generation, route.index, output)
 
     def _arrive(self, generation: Generation, index: int, output: StepOutput) -> None:
         """In the event loop. A finished choice frees its place, however slowly it is then read."""
@@ -200,17 +259,19 @@ class EngineThread:
         self._is_running = False
 
 
-def _call_in_loop(generation: Generation, function: Callable[..., Any], *args: Any) -> None:
+def _call_in_loop(
+    loop: asyncio.AbstractEventLoop, function: Callable[..., Any], *args: Any
+) -> None:
     try:
-        generation.loop.call_soon_threadsafe(function, *args)
+        loop.call_soon_threadsafe(function, *args)
     except RuntimeError:  # the loop is closed: nobody waits for this any more
         log.debug("a request's event loop closed before its answer")
 
 
-def _settle(future: "asyncio.Future[None]", error: Exception | None) -> None:
+def _settle(future: "asyncio.Future[Any]", error: Exception | None, result: Any = None) -> None:
     if future.done():  # its request was cancelled meanwhile
         return
     if error is None:
-        future.set_result(None)
+        future.set_result(result)
     else:
         future.set_exception(error)

@@ -77,19 +77,11 @@ def overloaded(message: str) -> ApiError:
     return ApiError(429, message, "rate_limit_error", code="queue_full", headers=headers)
 
 
-def unavailable(message: str) -> ApiError:
-    """The server is loading its model or going away: 503, try again."""
+def unavailable(message: str, progress: Mapping[str, Any] | None = None) -> ApiError:
+    """The server is loading its model, which `progress` shows, or going away: 503, try again."""
     headers = {"Retry-After": str(RETRY_AFTER_S)}
-    return ApiError(503, message, "unavailable_error", code="unavailable", headers=headers)
-
-
-def cannot_force_call() -> ApiError:
-    """The 400 for a tool_choice that leaves the model no choice."""
     return ApiError(
-        400,
-        "tool_choice: to force a call needs constrained decoding, which this server does not "
-        "have yet; use 'auto' and say in the prompt that a tool must be called",
-        param="tool_choice",
+        503, message, "unavailable_error", code="unavailable", headers=headers, extra=progress
     )
 
 

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 
 from hybrid_k2.engine import SamplingParams
 from hybrid_k2.errors import ContextLengthError
+from hybrid_k2.server.access_log import CLIENT_CLOSED_REQUEST
 from hybrid_k2.server.answer import Answer
 from hybrid_k2.server.chat import Chat
 from hybrid_k2.server.constraints import AnswerForm, constrained
@@ -22,7 +23,6 @@ from hybrid_k2.server.sse import KEEP_ALIVE, SseResponse
 
 log = logging.getLogger(__name__)
 
-CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody is there to read it
 MAX_REMEMBERED_WARNINGS = 100
 MAX_COUNTED_TOKENS = 1 << 20
 
@@ -68,6 +68,7 @@ async def respond(
         answer = await run_until_disconnect(request.receive, start)
     except ClientGoneError:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
+    request.state.tokens = answer.usage.counts  # for the log, once they are known
     reply = shape(answer)
     if stream:
         return SseResponse(

@@ -17,7 +17,7 @@ from hybrid_k2.server.errors import ApiError
 from hybrid_k2.server.settings import ServerSettings
 
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]@/\s]+)(?::\d{1,5})?")
-_OPEN_PATHS = frozenset({"/health"})
+_OPEN_PATHS = frozenset({"/", "/health", "/ready", "/v1/health"})
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
 
 
@@ -69,7 +69,9 @@ class Guard:
         return address.is_loopback or (bound is not None and bound.is_unspecified)
 
     def _check_origin(self, origin: str, host: str) -> None:
-        if origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}"):
+        own = (f"http://{host.lower()}", f"https://{host.lower()}")
+        allowed = self._settings.cors_origins
+        if origin.lower() not in (*own, *map(str.lower, allowed)) and "*" not in allowed:
             raise ApiError(
                 403,
                 f"requests from pages of {origin[:100]!r} are not served",

@@ -8,6 +8,7 @@ class ServerSettings:
     """Times in seconds. `host` is what the socket is bound to; api_key None leaves the API open.
 
     allowed_hosts: names besides loopback's that a Host header may carry.
+    cors_origins: pages of these origins may use the API from a browser; "*" lets all of them.
     max_waiting: requests queued beyond the engine's places before the next one gets a 429.
     max_stored_responses: Responses that /v1/responses remembers.
     hide_tool_outputs: where a dialogue outgrows the context, leave earlier tools' outputs out.
@@ -18,6 +19,7 @@ class ServerSettings:
     host: str = "127.0.0.1"
     api_key: str | None = None
     allowed_hosts: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
     max_waiting: int = 64
     max_body_bytes: int = 32 << 20
     body_timeout_s: float = 60.0

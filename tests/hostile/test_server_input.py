@@ -345,7 +345,7 @@ def test_a_key_is_needed_where_one_is_set(serve, headers, expected):  # noqa: F8
 @pytest.mark.parametrize(
     ("method", "path", "expected"),
     [
-        ("GET", "/", 404),
+        ("POST", "/", 405),
         ("GET", "/v1/nothing", 404),
         ("POST", "/v1/chat/completions/../../etc/passwd", 404),
         ("GET", "/v1/models/..%2f..%2fetc%2fpasswd", 404),

@@ -1,0 +1,41 @@
+"""What runs the server asks: is it there, is it ready, what is it doing, what has it kept.
+
+Knows nothing of prompts or answers.
+"""
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from hybrid_k2.server.service import Service
+
+
+def create_router(service: Service) -> APIRouter:
+    """The routes over one service; those without /v1 answer while the model loads, too."""
+    router = APIRouter()
+
+    # Claude Code asks HEAD / before anything else.
+    @router.head("/", include_in_schema=False)
+    @router.get("/")
+    async def root() -> Response:
+        return PlainTextResponse("hybrid-k2 is running; the API is at /v1\n")
+
+    @router.get("/health", operation_id="health")
+    @router.get("/v1/health", include_in_schema=False)
+    @router.get("/ready", operation_id="ready")
+    async def health() -> Response:
+        state = service.health()
+        return JSONResponse(state, 200 if state["status"] == "ready" else 503)
+
+    @router.get("/metrics")
+    async def metrics() -> Response:
+        text = service.metrics.text(service.model_name)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+    @router.get("/slots")
+    async def slots() -> list[dict[str, Any]]:
+        return await service.thread.call(service.thread.slots)
+
+    return router
