@@ -125,7 +125,14 @@ def over_blocks(
     )
     arrivals = torch.zeros(math.prod(shape[:-1]), dtype=torch.int32, device=data.device)
     return QuantisedMatrix(
-        data, arrivals, quant, tuple(shape), codes_base, stride, header_base, stride
+        data=data,
+        arrivals=arrivals,
+        quant=quant,
+        shape=tuple(shape),
+        codes_base=codes_base,
+        codes_stride=quant.block_bytes,
+        header_base=header_base,
+        header_stride=quant.block_bytes,
     )
 
 
