@@ -6,7 +6,8 @@
     id      := "functions." name ":" number, where numbers count the dialogue's calls
 
 Reasoning is free, content is free or fits a schema, and every token of a section is checked: only
-declared names, arguments that fit their schemas. Markers are control tokens and nothing else is.
+declared names, arguments that fit their schemas. Markers are control tokens; only what opens calls
+may be spelt as text instead, as the parser in `tool_calls.py` has it.
 Keeps to the channels of `stream.py`: a call ends reasoning, too. Knows nothing of HTTP, nor of how
 tokens are drawn.
 """
@@ -25,11 +26,20 @@ from hybrid_k2.text.markers import (
     TOOL_ARGUMENT_BEGIN,
     TOOL_CALL_BEGIN,
     TOOL_CALL_END,
+    TOOL_MARKER_ALIASES,
     TOOL_MARKERS,
     TOOL_SECTION_BEGIN,
     TOOL_SECTION_END,
 )
 from hybrid_k2.text.tokenizer import Tokenizer
+
+# How a model may spell what opens a call with tokens of text.
+_OPENERS = {
+    spelling.encode(): marker
+    for spelling, marker in ({name: name for name in TOOL_MARKERS} | TOOL_MARKER_ALIASES).items()
+    if marker in (TOOL_SECTION_BEGIN, TOOL_CALL_BEGIN)
+}
+_TAIL_BYTES = 64  # of text: an opener and some white space behind it
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +97,7 @@ class AnswerGrammar:
             marker = yield from self._demanded()
         else:
             calls = (self._ids[TOOL_SECTION_BEGIN], self._ids[TOOL_CALL_BEGIN])
-            marker = yield from _until(calls, _Step(None, may_end=True))
+            marker = yield from self._text_until(calls, _Step(None, may_end=True))
         if marker is not None:
             yield from self._calls(marker)
         return None
@@ -96,12 +106,26 @@ class AnswerGrammar:
         """Reasoning and content of an answer that must have a form."""
         if self._thinking:
             ends = (self._ids[THINK_END], self._section)
-            marker = yield from _until(ends, self._thoughts())
-            if marker == self._section:
+            marker = yield from self._text_until(ends, self._thoughts())
+            if marker != self._ids[THINK_END]:
                 return marker
         if self._must_call:
             return (yield self._only(self._section))
         return (yield from self._json_or_section())
+
+    def _text_until(self, ends: Container[int | None], step: _Step) -> _Part:
+        """One step again and again, to the token that ends it or completes a spelt opening.
+
+        Where there are tools the stream's parser takes spelt markers for real ones.
+        """
+        openers = _OPENERS if self._arguments else {}
+        tail = b""
+        while (token_id := (yield step)) not in ends:
+            tail = (tail + self._tokenizer.token_bytes(token_id))[-_TAIL_BYTES:]
+            for spelling, marker in openers.items():
+                if tail.rstrip().endswith(spelling):
+                    return self._ids[marker]
+        return token_id
 
     def _thoughts(self) -> _Step:
         """Text, and of control tokens only those that a demanded answer can go on from."""
@@ -198,13 +222,6 @@ class AnswerConstraint:
             self._next = self._answer.send(token_id)
         except StopIteration:
             self._next = None
-
-
-def _until(ends: Container[int | None], step: _Step) -> _Part:
-    """One step again and again, to the token that ends it."""
-    while (token_id := (yield step)) not in ends:
-        pass
-    return token_id
 
 
 def _id(tokenizer: Tokenizer, name: str) -> int:

@@ -53,6 +53,7 @@ OPTIONAL_PACKAGES = {
     "numba": "quant backends",
     "triton": "kernels",
     "tiktoken": "text",
+    "llguidance": "text",
     "tokenizers": "demo_model",
     "regex": "rules",
     "yaml": "rules",
