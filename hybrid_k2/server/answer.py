@@ -6,6 +6,7 @@ routes can read it; it knows none of them.
 
 import dataclasses
 import logging
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,6 +66,21 @@ class Usage:
 
 
 @dataclass(slots=True)
+class Timings:
+    """When a request began and when its first and latest token came, in seconds of one clock."""
+
+    started_s: float
+    first_s: float | None = None
+    latest_s: float | None = None
+
+    def token(self) -> None:
+        """Notes that a token came."""
+        self.latest_s = time.perf_counter()
+        if self.first_s is None:
+            self.first_s = self.latest_s
+
+
+@dataclass(slots=True)
 class _Choice:
     stream: TextStream
     num_since_reasoning: int = 0  # tokens
@@ -78,6 +94,7 @@ class Answer:
         self, generation: Generation, num_prompt_tokens: int, streams: Sequence[TextStream]
     ) -> None:
         self.usage = Usage(num_prompt_tokens)
+        self.timings = Timings(time.perf_counter())
         self._generation = generation
         self._choices = [_Choice(stream) for stream in streams]
 
@@ -123,6 +140,7 @@ class Answer:
             finish_reason = output.finish_reason
             if output.token_id is not None:
                 self.usage.completion_tokens += 1
+                self.timings.token()
                 deltas += choice.stream.push(output.token_id)
                 self._count_reasoning(choice, deltas)
                 if output.logprobs is not None:

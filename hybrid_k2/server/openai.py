@@ -96,6 +96,9 @@ class _Chat:
         self._answer = answer
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
+        self._counts_all_the_time = bool(
+            body.stream_options and body.stream_options.continuous_usage_stats
+        )
 
     async def whole(self) -> dict[str, Any]:
         """The chat.completion object."""
@@ -106,6 +109,7 @@ class _Chat:
             "chat.completion",
             [self._choice(index, parts) for index, parts in enumerate(pieces)],
             usage=usage_object(self._answer.usage),
+            timings=timings_object(self._answer),
         )
 
     async def events(self) -> AsyncGenerator[str, None]:
@@ -114,7 +118,7 @@ class _Chat:
             yield self._chunk(index, {"role": "assistant", "content": ""})
         async for piece in self._answer.pieces():
             if piece.reasoning:
-                yield self._chunk(piece.index, {"reasoning_content": piece.reasoning})
+                yield self._chunk(piece.index, self._reasoning(piece.reasoning))
             if piece.content or piece.logprobs:
                 logprobs = self._logprobs(piece.logprobs)
                 yield self._chunk(piece.index, {"content": piece.content}, logprobs)
@@ -124,11 +128,17 @@ class _Chat:
                 yield self._chunk(piece.index, {}, finish_reason=piece.finish_reason)
         if self._body.wants_usage_chunk:
             usage = usage_object(self._answer.usage)
-            yield data_event(self._object("chat.completion.chunk", [], usage=usage))
+            timings = timings_object(self._answer)
+            last = self._object("chat.completion.chunk", [], usage=usage, timings=timings)
+            yield data_event(last)
         yield DONE
 
     def error_event(self, error: ApiError) -> str:
         return data_event(error.body)
+
+    def _reasoning(self, text: str) -> dict[str, str]:
+        """Reasoning under each name by which clients look for it."""
+        return dict.fromkeys(self._service.settings.reasoning_fields, text)
 
     def _choice(self, index: int, pieces: list[Piece]) -> dict[str, Any]:
         message: dict[str, Any] = {
@@ -137,7 +147,7 @@ class _Chat:
         }
         reasoning = "".join(piece.reasoning for piece in pieces)
         if reasoning:
-            message["reasoning_content"] = reasoning
+            message |= self._reasoning(reasoning)
         calls = collect_calls(delta for piece in pieces for delta in piece.calls)
         if calls:
             message["content"] = message["content"] or None
@@ -163,7 +173,8 @@ class _Chat:
             "logprobs": logprobs,
             "finish_reason": finish_reason,
         }
-        return data_event(self._object("chat.completion.chunk", [choice]))
+        more = {"usage": usage_object(self._answer.usage)} if self._counts_all_the_time else {}
+        return data_event(self._object("chat.completion.chunk", [choice], **more))
 
     def _object(self, kind: str, choices: list[Any], **more: Any) -> dict[str, Any]:
         return {
@@ -203,6 +214,26 @@ def usage_object(usage: Usage) -> dict[str, Any]:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+    }
+
+
+def timings_object(answer: Answer) -> dict[str, float]:
+    """How long an answer took, under llama.cpp's names: n are tokens, ms of reading or writing."""
+    usage, timings = answer.usage, answer.timings
+    first_s = timings.first_s or timings.started_s
+    read_ms = (first_s - timings.started_s) * 1e3
+    written_ms = ((timings.latest_s or first_s) - first_s) * 1e3
+    num_read = usage.prompt_tokens - usage.cached_tokens
+    num_written = max(usage.completion_tokens - 1, 0)  # the first comes with the reading
+    return {
+        "cache_n": usage.cached_tokens,
+        "prompt_n": num_read,
+        "prompt_ms": round(read_ms, 3),
+        "prompt_per_second": round(num_read / read_ms * 1e3, 3) if read_ms else 0.0,
+        "predicted_n": usage.completion_tokens,
+        "predicted_ms": round(written_ms, 3),
+        "predicted_per_second": round(num_written / written_ms * 1e3, 3) if written_ms else 0.0,
     }
 
 

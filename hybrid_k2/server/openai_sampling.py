@@ -11,7 +11,16 @@ from hybrid_k2.server.schemas import GenerationRequest
 from hybrid_k2.server.service import Service
 from hybrid_k2.text import ChatTemplate
 
-_SAME_NAMES = ("top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "ignore_eos")
+_SAME_NAMES = (
+    "top_p",
+    "top_k",
+    "min_p",
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+    "ignore_eos",
+    "min_tokens",
+)
 
 
 def sampling_choices(
@@ -29,6 +38,8 @@ def sampling_choices(
     num_choices, max_choices = body.n or 1, service.core.max_sequences
     if num_choices > max_choices:
         raise ApiError(400, f"n is {body.n}; this server gives up to {max_choices}", param="n")
+    if max_tokens is None:
+        max_tokens = service.settings.max_new_tokens
     temperature = body.temperature
     if temperature is None:
         temperature = template.default_temperature

@@ -14,6 +14,7 @@ from fastapi import APIRouter, Request, Response
 
 from hybrid_k2.engine import SamplingParams
 from hybrid_k2.server.answer import Answer, Usage
+from hybrid_k2.server.constraints import answer_form
 from hybrid_k2.server.errors import ApiError
 from hybrid_k2.server.exchange import (
     IgnoredParts,
@@ -95,11 +96,15 @@ class Responses:
             )
         items, tools = self._read(body)
         chat = to_chat(body, items, tools)
+        parallel = body.parallel_tool_calls is not False
         start = start_chat(
             self._service,
             chat,
-            [_sampling_params(body, chat.template(self._service))],
-            parallel_tool_calls=body.parallel_tool_calls is not False,
+            [_sampling_params(body, chat.template(self._service), self._service)],
+            parallel_tool_calls=parallel,
+            form=answer_form(
+                chat.tools, body.tool_choice, _text_format(body), parallel_tool_calls=parallel
+            ),
         )
         shape = functools.partial(_Response, self._service, self._store, body, items, tools)
         return await respond(request, self._service, start, shape, stream=bool(body.stream))
@@ -218,14 +223,23 @@ class _Response:
         }
 
 
-def _sampling_params(body: ResponsesRequest, template: ChatTemplate) -> SamplingParams:
-    given = {
-        "temperature": template.default_temperature,
-        "max_tokens": body.max_output_tokens,
-    }
+def _sampling_params(
+    body: ResponsesRequest, template: ChatTemplate, service: Service
+) -> SamplingParams:
+    max_tokens = body.max_output_tokens
+    if max_tokens is None:
+        max_tokens = service.settings.max_new_tokens
+    given = {"temperature": template.default_temperature, "max_tokens": max_tokens}
     asked = {"temperature": body.temperature, "top_p": body.top_p}
     given |= {name: value for name, value in asked.items() if value is not None}
     return SamplingParams(**given)
+
+
+def _text_format(body: ResponsesRequest) -> dict[str, Any] | None:
+    given = (body.text or {}).get("format")
+    if given is not None and not isinstance(given, dict):
+        raise ApiError(400, "text.format must be an object", param="text.format")
+    return given
 
 
 def _usage(usage: Usage) -> dict[str, Any]:

@@ -47,6 +47,8 @@ class GenerationRequest(BaseModel):
     seed: int | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int | None = None
     logit_bias: dict[str, float] | None = None
     ignore_eos: bool | None = None
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)] | None = None

@@ -10,8 +10,10 @@ class ServerSettings:
     allowed_hosts: names besides loopback's that a Host header may carry.
     cors_origins: pages of these origins may use the API from a browser; "*" lets all of them.
     max_waiting: requests queued beyond the engine's places before the next one gets a 429.
+    max_new_tokens: of an answer whose request names no length; None is the rest of the context.
     max_stored_responses: Responses that /v1/responses remembers.
     hide_tool_outputs: where a dialogue outgrows the context, leave earlier tools' outputs out.
+    reasoning_fields: names under which chat completions hold reasoning.
     scale_temperature: take /v1/messages' temperature x 0.6 for Instruct models.
     """
 
@@ -23,8 +25,10 @@ class ServerSettings:
     max_waiting: int = 64
     max_body_bytes: int = 32 << 20
     body_timeout_s: float = 60.0
+    max_new_tokens: int | None = None
     max_stored_responses: int = 256
     request_timeout_s: float = 3600.0
     keep_alive_s: float = 10.0
+    reasoning_fields: tuple[str, ...] = ("reasoning_content", "reasoning")
     scale_temperature: bool = True
     hide_tool_outputs: bool = False

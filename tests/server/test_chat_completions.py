@@ -106,12 +106,72 @@ def test_reasoning_is_apart_from_content(serve, stream):
     answer = client.chat.completions.create(model="k2", messages=HELLO, stream=stream)
     if stream:
         deltas = [chunk.choices[0].delta for chunk in answer]
-        reasoning = "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas)
         content = "".join(delta.content or "" for delta in deltas)
+        parts = [delta.model_extra or {} for delta in deltas]
     else:
         message = answer.choices[0].message
-        reasoning, content = message.reasoning_content, message.content
-    assert (reasoning, content) == ("He greets.", "Hi!")
+        content, parts = message.content, [message.model_extra]
+    assert content == "Hi!"
+    for name in ("reasoning_content", "reasoning"):  # everyone's and vLLM's
+        assert "".join(part.get(name, "") for part in parts) == "He greets."
+
+
+def test_reasoning_can_be_given_under_one_name_only(serve):
+    engine = ScriptedEngine({"hello": ["<think>", "Hm.", "</think>", "Hi!"]}, thinking=True)
+    client = serve(engine, reasoning_fields=("reasoning",)).client()
+    answer = client.chat.completions.create(model="k2", messages=HELLO)
+    assert answer.choices[0].message.model_extra == {"reasoning": "Hm."}
+    # <think>, the thought and </think>, which ends it
+    num_thought = answer.usage.completion_tokens_details.reasoning_tokens
+    assert num_thought == 1 + len(engine.tokenizer.encode("Hm."))
+
+
+def test_a_stream_counts_all_the_time_where_asked(serve):
+    client = serve(ScriptedEngine()).client()
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    stream = client.chat.completions.create(
+        model="k2", messages=HELLO, stream=True, stream_options=options
+    )
+    counts = [chunk.usage.completion_tokens for chunk in stream]
+    assert counts == sorted(counts) and counts[0] == 0 and len(set(counts)) > 3
+
+
+def test_timings_have_llama_cpps_names(serve):
+    client = serve(ScriptedEngine()).client()
+    client.chat.completions.create(model="k2", messages=HELLO)
+    answer = client.chat.completions.create(model="k2", messages=HELLO)
+    usage, timings = answer.usage, answer.timings
+    assert timings["cache_n"] == usage.prompt_tokens_details.cached_tokens > 0
+    assert timings["prompt_n"] + timings["cache_n"] == usage.prompt_tokens
+    assert timings["predicted_n"] == usage.completion_tokens
+    assert timings["prompt_ms"] > 0 and timings["predicted_per_second"] > 0
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    *_, last = client.chat.completions.create(model="k2", messages=HELLO, **options)
+    assert last.timings.keys() == timings.keys()
+
+
+def test_penalties_and_least_lengths_reach_the_engine(serve, monkeypatch):
+    engine = ScriptedEngine()
+    seen = []
+    submit = engine.core.submit
+    monkeypatch.setattr(engine.core, "submit", lambda ids, p: (seen.append(p), submit(ids, p))[1])
+    given = {
+        "frequency_penalty": 0.25,
+        "presence_penalty": 0.5,
+        "repetition_penalty": 1.25,
+        "min_tokens": 3,
+        "min_p": 0.125,
+        "top_k": 7,
+        "top_p": 0.75,
+        "seed": 5,
+        "ignore_eos": False,
+        "logit_bias": {"11": 2},
+    }
+    client = serve(engine, max_new_tokens=20).client()
+    client.chat.completions.create(model="k2", messages=HELLO, extra_body=given)
+    [params] = seen
+    assert {name: getattr(params, name) for name in given} == {**given, "logit_bias": {11: 2.0}}
+    assert params.max_tokens == 20
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -230,6 +230,17 @@ def test_what_says_nothing_to_this_model_is_skipped_with_one_warning(serve, capl
 W = ("frobnicate", "web_search", "item_reference")
 
 
+def test_a_form_can_be_demanded(serve):
+    """Whatever the script says, the answer is JSON that fits, and a call where one must be."""
+    schema = {"type": "object", "properties": {}, "additionalProperties": False}
+    form = {"type": "json_schema", "name": "nothing", "schema": schema, "strict": True}
+    server = serve(ScriptedEngine())
+    assert create(server, text={"format": form}).output_text.split() in (["{}"], ["{", "}"])
+    tool = {**TOOL, "parameters": schema}
+    [made] = create(server, tools=[tool], tool_choice="required").output
+    assert (made.type, made.name) == ("function_call", "get_weather")
+
+
 @both
 def test_an_answer_cut_by_its_length_is_incomplete(serve, stream):
     server = serve(ScriptedEngine())
@@ -296,6 +307,9 @@ def test_the_asynchronous_client_reads_the_same(serve):
         ({"temperature": -1}, "temperature"),
         ({"background": True}, "background"),
         ({"include": "x"}, "include"),
+        ({"text": {"format": 3}}, "text.format"),
+        ({"text": {"format": {"type": "poem"}}}, "poem"),
+        ({"tool_choice": "required"}, "tool_choice"),
     ],
     ids=str,
 )
