@@ -242,6 +242,9 @@ class RuntimeConfig:
     max_sequences: int = 4
     vram_bytes: int | None = None  # None = what the device has
     ram_bytes: int | None = None
+    cache_dir: Path | None = None  # prefixes survive a restart here
+    cache_quota_bytes: int = 64 << 30  # of cache_dir, for all models together
+    cache_ram_bytes: int = 8 << 30  # for prefixes evicted from a GPU
 
     def __post_init__(self) -> None:
         minimums = {"context": 0, "prefill_chunk": 1, "num_threads": 0, "max_sequences": 1}
@@ -249,7 +252,7 @@ class RuntimeConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or not minimum <= value <= MAX_COUNT:
                 raise BadInputError(f"{name} is {value!r}; give {minimum} to {MAX_COUNT}")
-        for name in ("vram_bytes", "ram_bytes"):
+        for name in ("vram_bytes", "ram_bytes", "cache_quota_bytes", "cache_ram_bytes"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 0):
                 raise BadInputError(f"{name} is {value!r}; give a number of bytes, 0 or more")

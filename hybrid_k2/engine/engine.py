@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hybrid_k2.engine.disk_cache import prepare_directory
 from hybrid_k2.engine.prefix_cache import PrefixCache
 from hybrid_k2.engine.runner import Runner
 from hybrid_k2.engine.sampling_params import SamplingParams, shown
 from hybrid_k2.engine.scheduler import Scheduler, Work
-from hybrid_k2.engine.sequence import Sequence, StepOutput
-from hybrid_k2.engine.stats import EngineStats
+from hybrid_k2.engine.sequence import RunningRequest, Sequence, StepOutput
+from hybrid_k2.engine.stats import CacheStats, EngineStats
 from hybrid_k2.errors import ContextLengthError, NonFiniteError, RequestError
-from hybrid_k2.model.pages import OutOfPages
+from hybrid_k2.model.pages import PAGE_TOKENS, OutOfPages, pages_of
 
 if TYPE_CHECKING:
     from hybrid_k2.checkpoint import Checkpoint
@@ -36,10 +37,10 @@ log = logging.getLogger(__name__)
 class EngineCore:
     """Continuous batching over one model.
 
-    model: `new_cache()` and `forward(spans)` as model.kimi_k2.KimiK2 has them.
+    model: `pool`, `new_cache()` and `forward(spans)` as model.kimi_k2.KimiK2 has them.
     eos_token_ids: end an answer unless the request says `ignore_eos`.  context: most tokens of
     prompt and answer.
-    prefix_cache_bytes: caches of finished requests kept for reuse.
+    prefix_cache: keeps what requests have computed for others; None keeps it in the pool only.
     find_non_finite: names the first stored tensor that holds NaN or infinity; asked only after the
     model gave one.
     """
@@ -53,23 +54,24 @@ class EngineCore:
         context: int,
         prefill_chunk: int,
         max_sequences: int,
-        prefix_cache_bytes: int,
+        prefix_cache: PrefixCache | None = None,
         find_non_finite: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.vocab_size = vocab_size
-        self.context = context
+        self.context = min(context, model.pool.num_pages * PAGE_TOKENS)
         self.max_sequences = max_sequences
         self._prefill_chunk = prefill_chunk
         self._eos_token_ids = frozenset(eos_token_ids)
         self._find_non_finite = find_non_finite
         self._runner: Runner | None = Runner(model)
         self._scheduler = Scheduler(max_sequences=max_sequences, prefill_chunk=prefill_chunk)
-        self._prefix_cache = PrefixCache(prefix_cache_bytes)
+        self._prefix_cache = prefix_cache or PrefixCache(model.pool)
         self._next_id = itertools.count()
         self._live: dict[int, Sequence] = {}
         self._outputs: list[StepOutput] = []  # not handed to anybody yet
         self._inboxes: dict[int, deque[StepOutput]] = {}  # of the requests generate() drives
         self._stats = EngineStats()
+        self._prompt_tokens = 0  # of every request that has started
 
     @classmethod
     def open(
@@ -88,17 +90,20 @@ class EngineCore:
         raises stops it.
         """
         from hybrid_k2.checkpoint.finite import is_finite
-        from hybrid_k2.engine.loader import load_model
+        from hybrid_k2.engine.loader import load_model, open_prefix_cache
 
         config = checkpoint.config
+        if runtime.cache_dir is not None:
+            prepare_directory(runtime.cache_dir)
+        model = load_model(checkpoint, plan, runtime, progress)
         return cls(
-            load_model(checkpoint, plan, runtime, progress),
+            model,
             vocab_size=config.vocab_size,
             eos_token_ids=(*config.eos_token_ids, *eos_token_ids),
             context=plan.context,
             prefill_chunk=runtime.prefill_chunk,
             max_sequences=runtime.max_sequences,
-            prefix_cache_bytes=plan.kv_bytes,
+            prefix_cache=open_prefix_cache(checkpoint, plan, runtime, model.pool),
             find_non_finite=lambda: next(
                 (name for name, tensor in checkpoint.tensors.items() if not is_finite(tensor)), None
             ),
@@ -117,9 +122,44 @@ class EngineCore:
     def num_waiting(self) -> int:
         return len(self._scheduler.waiting)
 
-    def submit(self, token_ids: TokenIds[int], params: SamplingParams | None = None) -> int:
+    @property
+    def running(self) -> list[RunningRequest]:
+        """How far each request is that does not wait."""
+        return [sequence.progress() for sequence in self._scheduler.running]
+
+    def cache_stats(self) -> CacheStats:
+        """What the KV cache holds, where, and what that has saved since open."""
+        self._opened()
+        stats = self._stats
+        return CacheStats(
+            page_tokens=PAGE_TOKENS,
+            page_bytes=self._prefix_cache.page_bytes,
+            tiers=self._prefix_cache.stats(),
+            prompt_tokens=self._prompt_tokens,
+            hit_tokens=stats.cached_tokens,
+            preemptions=stats.preemptions,
+        )
+
+    def clear_cache(self) -> None:
+        """Forgets all prefixes kept, on disk too; requests that run lose nothing."""
+        self._opened()
+        self._prefix_cache.clear()
+
+    def save_cache(self) -> int:
+        """Writes what is kept and not on disk yet, and waits for it; returns the bytes written."""
+        self._opened()
+        return self._prefix_cache.save()
+
+    def submit(
+        self,
+        token_ids: TokenIds[int],
+        params: SamplingParams | None = None,
+        *,
+        cache_salt: str = "",
+    ) -> int:
         """Queues a request of the whole prefix and returns its id.
 
+        cache_salt: prefixes are shared only among requests with the same one.
         Raises RequestError for an empty prompt, one that leaves no room in the context, or ids
         beyond the vocabulary.
         """
@@ -164,19 +204,34 @@ class EngineCore:
     def logits(self, token_ids: TokenIds[int]) -> np.ndarray:
         """Logits after every token of a given text: float32 [len(token_ids), vocab].
 
-        Raises RequestError as submit does, NonFiniteError where one is NaN or infinite.
+        Raises RequestError as submit does and while running requests hold the memory it needs,
+        NonFiniteError where one is NaN or infinite.
         """
         token_ids = self._checked_prompt(token_ids, self.context)
-        logits = self._opened().logits(token_ids, self._prefill_chunk)
+        runner = self._opened()
+        cache = runner.new_cache()
+        try:
+            self._prefix_cache.reserve(cache, len(token_ids))
+            logits = runner.logits(token_ids, cache, self._prefill_chunk)
+        except OutOfPages as error:
+            raise RequestError(
+                f"{len(token_ids)} tokens need {pages_of(len(token_ids))} pages of KV cache, "
+                f"{error.num_missing} more than running requests leave; try again when they ended"
+            ) from error
+        finally:
+            cache.release()
         self._check_finite(logits)
         return logits
 
     def close(self) -> None:
         """Ends every request and frees model and caches. Closing twice is allowed."""
+        if self._runner is None:
+            return
         for request_id in list(self._live):
             self.abort(request_id)
-        self._prefix_cache.clear()
+        self._prefix_cache.close()
         self._runner = None
+        del self._prefix_cache
 
     def _opened(self) -> Runner:
         """The runner; RequestError once the engine is closed."""
@@ -185,21 +240,87 @@ class EngineCore:
         return self._runner
 
     def _advance(self) -> None:
+        if self._runner is None:
+            return
+        self._prefix_cache.collect()
         self._admit()
-        batch = self._scheduler.schedule()
+        batch = self._with_pages(self._scheduler.schedule(read=not self._fetch()))
         num_tokens = sum(work.num_tokens for work in batch)
-        num_decode = sum(work.sequence.num_generated > 0 for work in batch)
+        num_decode = sum(work.is_decode for work in batch)
         started_s = time.perf_counter()
         for work, result in zip(batch, self._run(batch), strict=True):
             self._take_result(work, result)
         self._count(num_tokens, num_decode, time.perf_counter() - started_s)
 
     def _admit(self) -> None:
-        for sequence in self._scheduler.admit():
-            cache = self._prefix_cache.take(sequence.token_ids)
-            sequence.cache = self._opened().new_cache() if cache is None else cache
-            sequence.num_cached_tokens = sequence.cache.length
-            self._stats += EngineStats(cached_tokens=sequence.num_cached_tokens)
+        """Starts what waits while there are places, and pages for all that their prompts need."""
+        while (sequence := self._scheduler.next_waiting) is not None and self._has_room(sequence):
+            sequence.cache = self._opened().new_cache()
+            self._scheduler.start(sequence)
+            self._reuse(sequence, self._prefix_cache.extend)
+            if not sequence.was_preempted:
+                sequence.queued_s = time.perf_counter() - sequence.submitted_s
+                self._prompt_tokens += sequence.num_prompt_tokens
+
+    def _has_room(self, sequence: Sequence) -> bool:
+        running = self._scheduler.running
+        # What running prompts still need, and one page for each to go on.
+        promised = sum(
+            max(0, pages_of(len(other.token_ids)) - len(other.cache.page_ids)) + 1
+            for other in running
+        )
+        has_room = self._prefix_cache.has_room
+        return not running or has_room(sequence.token_ids, promised, sequence.cache_salt)
+
+    def _fetch(self) -> bool:
+        """Gives the prompt whose turn it is what others have computed of it by now; True where that
+        was its turn, because it came from RAM or disk.
+        """
+        sequence = self._scheduler.next_reader
+        if sequence is None:
+            return False
+        self._reuse(sequence, self._prefix_cache.extend)
+        return self._reuse(sequence, self._prefix_cache.fetch) > 0 and sequence.num_pending > 1
+
+    def _reuse(self, sequence: Sequence, find: Callable[..., int]) -> int:
+        gained = find(sequence.token_ids, sequence.cache, sequence.cache_salt)
+        if not sequence.was_preempted:
+            sequence.num_cached_tokens += gained
+            self._stats += EngineStats(cached_tokens=gained)
+        return gained
+
+    def _with_pages(self, batch: list[Work]) -> list[Work]:
+        """The work whose pages could be had. The oldest get theirs first, if need be from the
+        youngest, which start again later.
+        """
+        ready = []
+        for work in sorted(batch, key=lambda work: work.sequence.request_id):
+            sequence = work.sequence
+            while sequence.cache is not None:
+                try:
+                    num_tokens = sequence.cache.length + work.num_tokens
+                    self._prefix_cache.reserve(sequence.cache, num_tokens)
+                    ready.append(work)
+                    break
+                except OutOfPages:
+                    self._make_room(sequence)
+        return ready
+
+    def _make_room(self, sequence: Sequence) -> None:
+        """Preempts the youngest running sequence; for one that runs alone, unshares its pages."""
+        youngest = max(self._scheduler.running, key=lambda other: other.request_id)
+        if youngest is sequence and len(self._scheduler.running) == 1:
+            self._prefix_cache.forget()
+            return
+        self._prefix_cache.keep(
+            youngest.token_ids[: youngest.cache.length], youngest.cache, youngest.cache_salt
+        )
+        youngest.cache.release()
+        youngest.cache = None
+        youngest.was_preempted = True
+        self._scheduler.preempt(youngest)
+        self._stats += EngineStats(preemptions=1)
+        log.info("request %d waits: others need its pages", youngest.request_id)
 
     def _run(self, batch: list[Work]) -> list[np.ndarray | Exception | None]:
         """The runner's results; a batch that fails runs again one by one: only the guilty fails."""
@@ -209,8 +330,6 @@ class EngineCore:
         except Exception as error:
             for work, length in zip(batch, lengths, strict=True):
                 work.sequence.cache.truncate(length)
-            if isinstance(error, OutOfPages) and self._prefix_cache.drop_oldest():
-                return self._run(batch)
             if len(batch) > 1:
                 return [result for work in batch for result in self._run([work])]
             return [error]
@@ -219,11 +338,20 @@ class EngineCore:
         try:
             if isinstance(result, Exception):
                 raise result
+            self._keep_whole_pages(work)
             if result is not None:
                 self._accept(work.sequence, result)
         except Exception as error:
             log.error("request %d failed", work.sequence.request_id, exc_info=error)
             self._end(work.sequence, "error", error=error)
+
+    def _keep_whole_pages(self, work: Work) -> None:
+        """Lets others share the pages that a work has filled."""
+        sequence = work.sequence
+        num_whole = sequence.cache.length // PAGE_TOKENS
+        if num_whole > (sequence.cache.length - work.num_tokens) // PAGE_TOKENS:
+            token_ids = sequence.token_ids[: num_whole * PAGE_TOKENS]
+            self._prefix_cache.keep(token_ids, sequence.cache, sequence.cache_salt)
 
     def _accept(self, sequence: Sequence, logits: np.ndarray) -> None:
         """Samples the next token and ends the sequence where it, its count or its grammar says."""
@@ -244,11 +372,15 @@ class EngineCore:
         """Takes a live request out, keeps what it computed for the next one, and reports it."""
         del self._live[sequence.request_id]
         self._scheduler.remove(sequence)
-        if sequence.cache is not None and finish_reason == "error":
-            sequence.cache.release()
-        elif sequence.cache is not None:
-            sequence.cache.truncate(sequence.cache.length)
-            self._prefix_cache.put(sequence.token_ids[: sequence.cache.length], sequence.cache)
+        if sequence.cache is not None:
+            token_ids = sequence.token_ids[: sequence.cache.length]
+            if finish_reason == "error":  # what it computed itself may be why
+                first_token = sequence.num_cached_tokens
+                self._prefix_cache.discard(token_ids, first_token, sequence.cache_salt)
+                sequence.cache.release()
+            else:
+                self._prefix_cache.finish(token_ids, sequence.cache, sequence.cache_salt)
+            sequence.cache = None
         self._emit(sequence.output(finish_reason=finish_reason, **output))
 
     def _emit(self, output: StepOutput) -> None:

@@ -4,9 +4,11 @@ Owns the order of loading, its progress, and where each module's bytes are put (
 rule). Knows nothing of what backends do with their tensors, nor of how files are read.
 """
 
+import hashlib
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,13 +19,18 @@ from hybrid_k2.backends.cpu_kernels import open_cpu_kernels
 from hybrid_k2.backends.weight_memory import allocate
 from hybrid_k2.checkpoint.bulk_read import BulkReader
 from hybrid_k2.config import RuntimeConfig
+from hybrid_k2.engine.disk_cache import DiskCache
+from hybrid_k2.engine.prefix_cache import PrefixCache
 from hybrid_k2.model.kimi_k2 import KimiK2
+from hybrid_k2.model.kv_cache import PagePool
 from hybrid_k2.model.pages import pages_of
 from hybrid_k2.quant.stored import StoredTensor
 
 if TYPE_CHECKING:
     from hybrid_k2.checkpoint import Checkpoint
     from hybrid_k2.rules import Plan
+
+_SAMPLE_BYTES = 4096
 
 Progress = Callable[[str, int, int], None]  # (phase, done_bytes, total_bytes)
 Tensors = Mapping[str, StoredTensor]
@@ -75,6 +82,34 @@ def load_model(
     # A sequence may copy one page that it shares.
     num_pages = runtime.max_sequences * (pages_of(plan.context) + 1)
     return KimiK2(checkpoint.config, modules, num_pages)
+
+
+def open_prefix_cache(
+    checkpoint: "Checkpoint", plan: "Plan", runtime: RuntimeConfig, pool: PagePool
+) -> PrefixCache:
+    """The tiers that the run asks for: disk with a cache directory, RAM for a pool on a GPU."""
+    disk = None
+    if runtime.cache_dir is not None:
+        identity = {"model": model_identity(checkpoint, plan)}
+        disk = DiskCache(Path(runtime.cache_dir), runtime.cache_quota_bytes, identity, pool)
+    is_on_gpu = any(pages.device.type != "cpu" for pages in pool.pages)
+    return PrefixCache(pool, ram_bytes=runtime.cache_ram_bytes if is_on_gpu else 0, disk=disk)
+
+
+def model_identity(checkpoint: "Checkpoint", plan: "Plan") -> str:
+    """A digest of what a KV page depends on besides tokens: shapes, weights, how they are run.
+
+    Of each tensor the name, type and first bytes, not all 600 GB: two models whose tensors all
+    begin alike do not occur.
+    """
+    digest = hashlib.sha256(repr(checkpoint.config).encode())
+    for entry in plan.entries:
+        settings = {k: v for k, v in entry.kwargs.items() if k not in ("load", "device")}
+        digest.update(f"{entry.module.name} {entry.backend} {sorted(settings.items())}".encode())
+        for key, tensor in sorted(entry.module.tensors.items()):
+            digest.update(f"{key} {tensor.name} {tensor.quant.name} {tensor.shape}".encode())
+            digest.update(tensor.data.reshape(-1)[:_SAMPLE_BYTES].tobytes())
+    return digest.hexdigest()
 
 
 def _in_memory(

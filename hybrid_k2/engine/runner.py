@@ -36,11 +36,13 @@ class Runner:
             spans.append(Span(sequence.cache, token_ids, "last" if work.needs_logits else "none"))
         return [None if rows is None else rows[-1].numpy() for rows in self._model.forward(spans)]
 
-    def logits(self, token_ids: TokenIds[int], chunk_tokens: int) -> np.ndarray:
-        """Logits after every token of a given text: float32 [len(token_ids), vocab]."""
-        cache, chunks = self._model.new_cache(), []
+    def logits(self, token_ids: TokenIds[int], cache: Any, chunk_tokens: int) -> np.ndarray:
+        """Logits after every token of a given text: float32 [len(token_ids), vocab].
+
+        cache: empty, with room for all of them.
+        """
+        chunks = []
         for start in range(0, len(token_ids), chunk_tokens):
             span = Span(cache, token_ids[start : start + chunk_tokens], "all")
             chunks.append(self._model.forward([span])[0].numpy())
-        cache.release()
         return np.concatenate(chunks)

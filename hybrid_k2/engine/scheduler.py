@@ -17,6 +17,11 @@ class Work:
     num_tokens: int
 
     @property
+    def is_decode(self) -> bool:
+        """True for the token that was generated last, False for those of a prompt."""
+        return self.num_tokens == 1 and self.sequence.num_generated > 0
+
+    @property
     def needs_logits(self) -> bool:
         """True where the last pending token is among them, so that the step yields a token."""
         return self.num_tokens == self.sequence.num_pending
@@ -40,22 +45,39 @@ class Scheduler:
         """Queues a sequence."""
         self.waiting.append(sequence)
 
-    def admit(self) -> list[Sequence]:
-        """Moves waiting sequences into free places; the caller gives each a cache."""
-        admitted = []
-        while self.waiting and len(self.running) < self._max_sequences:
-            admitted.append(self.waiting.popleft())
-            self.running.append(admitted[-1])
-        return admitted
+    @property
+    def next_waiting(self) -> Sequence | None:
+        """The sequence to start next; None where none waits or no place is free."""
+        has_place = len(self.running) < self._max_sequences
+        return self.waiting[0] if self.waiting and has_place else None
 
-    def schedule(self) -> list[Work]:
-        """The next step's work; empty where nothing runs."""
+    @property
+    def next_reader(self) -> Sequence | None:
+        """The sequence of which the next step reads a chunk of the prompt."""
+        return next((sequence for sequence in self.running if sequence.num_pending > 1), None)
+
+    def start(self, sequence: Sequence) -> None:
+        """Moves next_waiting, which the caller has given a cache, into a free place."""
+        self.waiting.remove(sequence)
+        self.running.append(sequence)
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Puts a running sequence back where it is the first to start again."""
+        self.running.remove(sequence)
+        self.waiting.appendleft(sequence)
+
+    def schedule(self, *, read: bool = True) -> list[Work]:
+        """The next step's work; empty where nothing runs.
+
+        read: False gives the prompt whose turn it is nothing; it has had its turn all the same.
+        """
         decoding = [sequence for sequence in self.running if sequence.num_pending == 1]
         reading = [sequence for sequence in self.running if sequence.num_pending > 1]
         work = [Work(sequence, 1) for sequence in decoding]
         if reading:
             first, *others = reading
-            work.append(Work(first, min(first.num_pending, self._prefill_chunk)))
+            if read:
+                work.append(Work(first, min(first.num_pending, self._prefill_chunk)))
             self.running = [*decoding, *others, first]
         return work
 

@@ -4,6 +4,7 @@ Owns the state that changes from step to step. Knows nothing of other requests, 
 text.
 """
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,8 @@ class StepOutput:
     answer (end of text, or one of stop_token_ids) is not part of it and never appears here.
     finish_reason: None while the request runs, then "stop", "length", "abort" or "error" (`error`
     says which). An answer's last token comes with it where the answer needs no token to stop it.
-    num_cached_tokens: prompt tokens whose computation an earlier request had already done.
+    num_cached_tokens: prompt tokens whose computation another request had already done.
+    queued_s: how long the request waited before it first started.
     """
 
     request_id: int
@@ -27,7 +29,19 @@ class StepOutput:
     finish_reason: str | None = None
     logprobs: TokenLogprobs | None = None
     num_cached_tokens: int = 0
+    queued_s: float = 0.0
     error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunningRequest:
+    """How far a request is. num_computed_tokens: of prompt and answer, cached ones included."""
+
+    request_id: int
+    num_prompt_tokens: int
+    num_computed_tokens: int
+    num_cached_tokens: int
+    num_generated: int
 
 
 @dataclass(eq=False, slots=True)
@@ -37,6 +51,8 @@ class Sequence:
     token_ids: prompt, then every generated token; those beyond `cache.length` are still to be
     computed.
     max_tokens: the most it may generate, the context's end taken into account.
+    cache_salt: prefixes are shared only among sequences with the same one.
+    cache: None while it waits. was_preempted: it has waited a second time.
     end_token_ids: what ends the answer and is not part of it.
     """
 
@@ -45,10 +61,14 @@ class Sequence:
     params: SamplingParams
     max_tokens: int
     end_token_ids: frozenset[int] = frozenset()
+    cache_salt: str = ""
     num_prompt_tokens: int = field(init=False)
     sampler: Sampler = field(init=False)
     cache: Any = None
     num_cached_tokens: int = 0
+    was_preempted: bool = False
+    submitted_s: float = field(default_factory=time.perf_counter)
+    queued_s: float = 0.0
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)
@@ -65,4 +85,19 @@ class Sequence:
 
     def output(self, **changes: Any) -> StepOutput:
         """A StepOutput of this request."""
-        return StepOutput(self.request_id, num_cached_tokens=self.num_cached_tokens, **changes)
+        return StepOutput(
+            self.request_id,
+            num_cached_tokens=self.num_cached_tokens,
+            queued_s=self.queued_s,
+            **changes,
+        )
+
+    def progress(self) -> RunningRequest:
+        """How far it is."""
+        return RunningRequest(
+            self.request_id,
+            self.num_prompt_tokens,
+            self.cache.length,
+            self.num_cached_tokens,
+            self.num_generated,
+        )

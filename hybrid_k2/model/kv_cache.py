@@ -36,11 +36,34 @@ class PagePool(PageAllocator):
     @property
     def page_bytes(self) -> int:
         """Bytes of one page over all layers."""
-        return sum(pages[0].numel() * pages.element_size() for pages in self.pages)
+        return sum(columns.stop - columns.start for columns in self._columns())
 
     def new_cache(self) -> "LatentCache":
         """An empty sequence's."""
         return LatentCache(self)
+
+    def read_pages(self, page_ids: Sequence[int]) -> torch.Tensor:
+        """The bytes of pages, one layer after another: uint8 [n, page_bytes] on the CPU."""
+        data = torch.empty(len(page_ids), self.page_bytes, dtype=torch.uint8)
+        for pages, columns in zip(self.pages, self._columns(), strict=True):
+            index = torch.tensor(page_ids, device=pages.device)
+            data[:, columns] = pages[index].view(torch.uint8).flatten(1).cpu()
+        return data
+
+    def write_pages(self, page_ids: Sequence[int], data: torch.Tensor) -> None:
+        """Fills pages with what read_pages gave.  data: uint8 [n, page_bytes] on the CPU."""
+        for pages, columns in zip(self.pages, self._columns(), strict=True):
+            index = torch.tensor(page_ids, device=pages.device)
+            values = data[:, columns].contiguous().view(pages.dtype)
+            pages[index] = values.view(-1, *pages.shape[1:]).to(pages.device)
+
+    def _columns(self) -> Iterator[slice]:
+        """Where each layer lies in a page's bytes."""
+        first = 0
+        for pages in self.pages:
+            last = first + pages[0].numel() * pages.element_size()
+            yield slice(first, last)
+            first = last
 
     def copy_page(self, source: int, destination: int) -> None:
         """Copies a page in every layer."""
@@ -101,15 +124,12 @@ class LatentCache:
         """
         return list(self._pieces(layer_idx, 0, num_tokens))
 
-    def copy(self, num_tokens: int) -> "LatentCache":
-        """Another cache of the first `num_tokens` tokens, on the same pages."""
-        other = self.pool.new_cache()
-        other.adopt(self.page_ids[: pages_of(num_tokens)], num_tokens)
-        return other
-
-    @property
-    def num_bytes(self) -> int:
-        return len(self.page_ids) * self.pool.page_bytes
+    def replace_page(self, page_idx: int, page_id: int) -> None:
+        """Shares another page of the same contents instead of this one."""
+        self.pool.share([page_id])
+        self.pool.free([self.page_ids[page_idx]])
+        self.page_ids[page_idx] = page_id
+        self._runs = None
 
     def truncate(self, num_tokens: int) -> None:
         """Forgets every token from `num_tokens` on, and pages without any."""

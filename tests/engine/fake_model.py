@@ -1,7 +1,7 @@
 """A model of integers, whose logits follow from the exact prefix: any mix-up of caches shows.
 
-Owns a stand-in for KimiK2 and its cache, and a record of what was computed. Knows nothing of the
-engine.
+Owns a stand-in for KimiK2, whose real pages hold the tokens themselves, and a record of what was
+computed. Knows nothing of the engine.
 """
 
 import zlib
@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from hybrid_k2.model.kv_cache import LatentCache, PagePool
 
 VOCAB_SIZE = 50
 EOS = 7
@@ -21,63 +23,62 @@ def fake_logits(token_ids: Sequence[int]) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 32, VOCAB_SIZE).astype(np.float32) / 4
 
 
-class FakeCache:
-    """Keeps the tokens themselves where a real cache keeps what was computed of them."""
-
-    def __init__(self, token_ids: Sequence[int] = ()) -> None:
-        self.token_ids = list(token_ids)
-
-    @property
-    def length(self) -> int:
-        return len(self.token_ids)
-
-    @property
-    def num_bytes(self) -> int:
-        return 8 * len(self.token_ids)
-
-    def truncate(self, num_tokens: int) -> None:
-        del self.token_ids[num_tokens:]
-
-    def release(self) -> None:
-        self.truncate(0)
-
-    def copy(self, num_tokens: int) -> "FakeCache":
-        return FakeCache(self.token_ids[:num_tokens])
-
-
 class FakeModel:
-    """forward() as KimiK2's; a prefix with `poison` raises, one with `nan` gives NaN."""
+    """forward() as KimiK2's; a prefix with `poison` raises, one with `nan` gives NaN.
 
-    def __init__(self, poison: int | None = None, nan: int | None = None) -> None:
+    What it knows of a prefix it reads back from the cache's pages, in two layers that must agree.
+    """
+
+    def __init__(
+        self, poison: int | None = None, nan: int | None = None, num_pages: int = 64
+    ) -> None:
         self.poison, self.nan = poison, nan
+        placements = [(torch.device("cpu"), torch.float32), (torch.device("cpu"), torch.float64)]
+        self.pool = PagePool(placements, latent_dim=1, num_pages=num_pages)
         self.steps: list[list[int]] = []  # tokens computed of each span, by step
 
-    def new_cache(self) -> FakeCache:
-        return FakeCache()
+    def new_cache(self) -> LatentCache:
+        return self.pool.new_cache()
 
     def forward(self, spans: Sequence[Any]) -> list[torch.Tensor | None]:
-        self.steps.append([len(span.token_ids) for span in spans])
-        results = []
         for span in spans:
-            rows = []
-            for token_id in span.token_ids:
-                span.cache.token_ids.append(token_id)
-                rows.append(fake_logits(span.cache.token_ids))
-                if self.nan in span.cache.token_ids:
-                    rows[-1][3] = np.nan
-            if self.poison in span.cache.token_ids:
-                raise ArithmeticError(f"token {self.poison}")
-            wanted = {"none": [], "last": rows[-1:], "all": rows}[span.logits]
-            results.append(torch.from_numpy(np.stack(wanted)) if wanted else None)
+            span.cache.reserve(span.cache.length + span.num_tokens)
+        self.steps.append([span.num_tokens for span in spans])
+        results = [self._compute(span) for span in spans]
+        for span in spans:
+            span.cache.length += span.num_tokens
         return results
 
+    def logits_after(self, token_ids: Sequence[int]) -> np.ndarray:
+        """float32 [vocab] after the last of token_ids."""
+        return fake_logits(token_ids)
 
-def greedy_tokens(prompt: Sequence[int], num_tokens: int) -> list[int]:
+    def _compute(self, span: Any) -> torch.Tensor | None:
+        start, layers = span.cache.length, []
+        for layer_idx in range(len(self.pool.pages)):
+            span.cache.write(layer_idx, start, torch.tensor(span.token_ids).float()[:, None])
+            seen = span.cache.read(layer_idx, start + span.num_tokens)
+            layers.append([int(token_id) for rows in seen for token_id in rows[:, 0].tolist()])
+        assert layers[0] == layers[1], "the layers' pages differ"
+        token_ids = layers[0]
+        if self.poison in token_ids:
+            raise ArithmeticError(f"token {self.poison}")
+        if span.num_logits == 0:
+            return None
+        rows = []
+        for end in range(len(token_ids) - span.num_logits + 1, len(token_ids) + 1):
+            rows.append(self.logits_after(token_ids[:end]))
+            if self.nan in token_ids[:end]:
+                rows[-1][3] = np.nan
+        return torch.from_numpy(np.stack(rows))
+
+
+def greedy_tokens(prompt: Sequence[int], num_tokens: int, ignore_eos: bool = False) -> list[int]:
     """What an engine must answer greedily, from fake_logits alone."""
     token_ids = list(prompt)
     for _ in range(num_tokens):
         best = int(fake_logits(token_ids).argmax())
-        if best == EOS:
+        if best == EOS and not ignore_eos:
             break
         token_ids.append(best)
     return token_ids[len(prompt) :]

@@ -17,7 +17,6 @@ def open_engine(model=None, **changes):
         context=200,
         prefill_chunk=4,
         max_sequences=3,
-        prefix_cache_bytes=1 << 20,
     )
     return EngineCore(model or FakeModel(), **{**settings, **changes})
 
@@ -104,22 +103,15 @@ def test_a_seed_gives_the_same_tokens_whatever_else_runs():
 
 def test_a_short_prompt_passes_a_long_one_that_is_being_read():
     model = FakeModel()
-    engine = open_engine(model, prefix_cache_bytes=0)
+    engine = open_engine(model)
     slow = engine.submit([1] * 100, GREEDY)
     engine.step()
     quick = engine.submit([2, 3], GREEDY)
     answered = [output.request_id for _ in range(6) for output in engine.step() if output.token_id]
     assert answered and set(answered) == {quick}
     results = drain(engine, [slow])
-    assert results[0][0] == greedy_or_through([1] * 100, 8)
+    assert results[0][0] == greedy_tokens([1] * 100, 8, ignore_eos=True)
     assert max(sum(n for n in step if n > 1) for step in model.steps) <= 4
-
-
-def greedy_or_through(prompt, num_tokens):
-    token_ids = list(prompt)
-    for _ in range(num_tokens):
-        token_ids.append(int(fake_logits(token_ids).argmax()))
-    return token_ids[len(prompt) :]
 
 
 def test_an_answer_goes_on_while_a_long_prompt_is_read():
@@ -194,16 +186,6 @@ def test_a_shared_start_is_copied_and_costs_the_other_conversation_nothing():
     assert tokens == run(open_engine(), [*system, 41])[0][0]
     [(_, last)] = run(engine, long_turn)
     assert last.num_cached_tokens == len(long_turn) - 1
-
-
-def test_kept_prefixes_stay_within_their_bytes_and_the_oldest_goes_first():
-    # 8 bytes a token: two conversations of 10 + 8 - 1 tokens fit, three do not.
-    engine = open_engine(prefix_cache_bytes=2 * 17 * 8)
-    prompts = [[base] * 10 for base in (1, 2, 3)]
-    for prompt in prompts:
-        run(engine, prompt)
-    cached = [run(engine, prompt)[0][1].num_cached_tokens for prompt in reversed(prompts)]
-    assert cached == [9, 9, 0]
 
 
 def test_an_aborted_prompt_is_reported_frees_its_place_and_is_not_computed_further():

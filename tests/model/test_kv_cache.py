@@ -32,6 +32,12 @@ def append(cache: LatentCache, num_tokens: int, first: int | None = None) -> Non
     cache.length += num_tokens
 
 
+def share(cache: LatentCache, num_tokens: int) -> LatentCache:
+    other = cache.pool.new_cache()
+    other.adopt(cache.page_ids[: pages_of(num_tokens)], num_tokens)
+    return other
+
+
 def read(cache: LatentCache, layer_idx: int = 0) -> torch.Tensor:
     return torch.cat(cache.read(layer_idx, cache.length))
 
@@ -93,7 +99,7 @@ def test_sharing_a_prefix_costs_no_page_until_it_is_written_to(num_tokens):
     pool = open_pool()
     cache = pool.new_cache()
     append(cache, 130)
-    other = cache.copy(num_tokens)
+    other = share(cache, num_tokens)
     assert pool.num_free == 5
     append(other, 10, first=500)
     assert torch.equal(read(cache), rows(0, 130))
@@ -106,13 +112,41 @@ def test_a_copy_on_write_that_finds_no_page_changes_nothing():
     pool = open_pool(num_pages=1)
     cache = pool.new_cache()
     append(cache, 10)
-    other = cache.copy(5)
+    other = share(cache, 5)
     with pytest.raises(OutOfPages):
         other.reserve(6)
     assert other.page_ids == cache.page_ids
     cache.release()
     append(other, 3, first=500)  # alone on its page now
     assert torch.equal(read(other), torch.cat([rows(0, 5), rows(500, 3)]))
+
+
+def test_a_page_can_be_replaced_by_another_of_the_same_contents():
+    pool = open_pool()
+    caches = [pool.new_cache(), pool.new_cache()]
+    for cache in caches:
+        append(cache, 100)
+    caches[1].replace_page(0, caches[0].page_ids[0])
+    assert pool.num_free == 5
+    append(caches[1], 1)
+    assert torch.equal(read(caches[1]), rows(0, 101))
+    caches[0].release()
+    assert torch.equal(read(caches[1]), rows(0, 101))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_bytes_of_pages_put_back_elsewhere_are_the_same_tokens(dtype):
+    pool = open_pool(dtype=dtype)
+    cache = pool.new_cache()
+    append(cache, 128)
+    data = pool.read_pages(cache.page_ids)
+    assert data.shape == (2, pool.page_bytes)
+    other = pool.new_cache()
+    other.reserve(128)
+    pool.write_pages(other.page_ids, data)
+    other.length = 128
+    for layer_idx in range(NUM_LAYERS):
+        assert torch.equal(read(other, layer_idx), read(cache, layer_idx))
 
 
 def test_truncate_frees_pages_and_never_lengthens():
@@ -133,7 +167,7 @@ def test_a_page_in_the_pools_number_format_is_counted_in_its_bytes():
 
 operations = st.lists(
     st.tuples(
-        st.sampled_from(["append", "copy", "truncate", "release"]),
+        st.sampled_from(["append", "share", "truncate", "release"]),
         st.integers(0, 9),
         st.integers(1, 150),
     ),
@@ -154,8 +188,8 @@ def test_any_history_keeps_every_sequences_tokens_and_every_page(operations):
             except OutOfPages:
                 continue
             expected += range(1000 * step, 1000 * step + number)
-        elif what == "copy":
-            caches.append((cache.copy(min(number, cache.length)), expected[:number]))
+        elif what == "share":
+            caches.append((share(cache, min(number, cache.length)), expected[:number]))
         elif what == "truncate":
             cache.truncate(number)
             del expected[number:]
