@@ -237,7 +237,8 @@ def test_a_form_can_be_demanded(serve):
     server = serve(ScriptedEngine())
     assert create(server, text={"format": form}).output_text.split() in (["{}"], ["{", "}"])
     tool = {**TOOL, "parameters": schema}
-    [made] = create(server, tools=[tool], tool_choice="required").output
+    options = {"tool_choice": "required", "parallel_tool_calls": False}
+    [made] = create(server, tools=[tool], **options).output
     assert (made.type, made.name) == ("function_call", "get_weather")
 
 
