@@ -46,7 +46,7 @@ class JsonGrammars:
         self._vocabulary: Any = None
 
     def compile(
-        self, schema: Mapping[str, Any] | bool, where: str, *, is_strict: bool = True
+        self, schema: Mapping[str, Any], where: str, *, is_strict: bool = True
     ) -> "JsonGrammar":
         """Returns the grammar of the JSON values that fit a schema (draft 2020-12).
 
@@ -57,10 +57,16 @@ class JsonGrammars:
         """
         text = _checked(schema, where)
         llguidance = _llguidance()
-        options = {"whitespace_pattern": _WHITE_SPACE, "lenient": not is_strict}
+        try:
+            grammar = llguidance.LLMatcher.grammar_from_json_schema(
+                text,
+                overrides={"whitespace_pattern": _WHITE_SPACE, "lenient": not is_strict},
+            )
+        except ValueError as error:  # a lone surrogate, options of its own that are none
+            raise RequestError(f"{where}: {_in_one_line(str(error))}") from error
         matcher = llguidance.LLMatcher(
             self._vocabulary_once(llguidance),
-            llguidance.LLMatcher.grammar_from_json_schema(text, overrides=options),
+            grammar,
             log_level=0,
             limits=llguidance.LLParserLimits(**_LIMITS),
         )
@@ -160,7 +166,7 @@ def _llguidance() -> Any:
 
 def _checked(schema: Any, where: str) -> str:
     """A schema as JSON text; RequestError for one that is none, too deep or too large."""
-    if not isinstance(schema, Mapping | bool):
+    if not isinstance(schema, Mapping):
         raise RequestError(f"{where} must be an object, is a {type(schema).__name__}")
     level: list[Any] = [schema]
     for _ in range(MAX_SCHEMA_DEPTH + 1):
@@ -168,7 +174,7 @@ def _checked(schema: Any, where: str) -> str:
     if level:
         raise RequestError(f"{where} is nested deeper than {MAX_SCHEMA_DEPTH} levels")
     try:
-        text = json.dumps(schema)
+        text = json.dumps(schema, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise RequestError(f"{where} cannot be written as JSON: {error}") from error
     if len(text) > MAX_SCHEMA_BYTES:
@@ -183,4 +189,6 @@ def _children(value: Any) -> list[Any]:
 
 
 def _in_one_line(reason: str) -> str:
+    if reason.startswith("NoExtension"):
+        return "no value fits it"
     return " ".join(reason.replace("<non-verbose/>", "").split())[:300]
