@@ -9,8 +9,9 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from engine.fake_model import FakeCache
+from engine.fake_model import FakeModel
 from text_factory import small_vocabulary
 
 from hybrid_k2.engine import EngineCore
@@ -20,7 +21,7 @@ ENDLESS = "endless"
 CRASH = "crash"
 
 
-class ScriptedModel:
+class ScriptedModel(FakeModel):
     """Gives the next token of the reply a probability near one.
 
     replies: text of the last message -> reply, parts of which may be control tokens by name, each
@@ -28,25 +29,21 @@ class ScriptedModel:
     """
 
     def __init__(self, tokenizer: Tokenizer, replies: dict[str, Sequence[str]]) -> None:
+        super().__init__()
         self._tokenizer = tokenizer
         self._replies = replies
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Semaphore(0)
 
-    def new_cache(self) -> FakeCache:
-        return FakeCache()
-
     def forward(self, spans: Sequence[Any]) -> list[torch.Tensor | None]:
         self.entered.release()
         assert self.gate.wait(30), "a test left the gate shut"
-        for span in spans:
-            span.cache.token_ids += span.token_ids
-        return [None if s.logits == "none" else self._logits(s.cache.token_ids) for s in spans]
+        return super().forward(spans)
 
-    def _logits(self, token_ids: list[int]) -> torch.Tensor:
-        logits = torch.zeros(1, self._tokenizer.vocab_size)
-        logits[0, self._next(token_ids)] = 20.0
+    def logits_after(self, token_ids: Sequence[int]) -> np.ndarray:
+        logits = np.zeros(self._tokenizer.vocab_size, np.float32)
+        logits[self._next(list(token_ids))] = 20.0
         return logits
 
     def _next(self, token_ids: list[int]) -> int:
@@ -110,7 +107,6 @@ class ScriptedEngine:
             context=1000,
             prefill_chunk=64,
             max_sequences=2,
-            prefix_cache_bytes=1 << 20,
         )
         self.core = RecordingCore(self.model, **{**settings, **core})
 
