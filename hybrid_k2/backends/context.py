@@ -4,7 +4,8 @@ kernels.
 Knows nothing of files, rules or the order in which modules run.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from hybrid_k2.backends.cpu_kernels import CpuKernels
 from hybrid_k2.config import K2Config, RuntimeConfig
@@ -12,9 +13,13 @@ from hybrid_k2.config import K2Config, RuntimeConfig
 
 @dataclass(frozen=True, slots=True)
 class BackendContext:
-    """Shared by all backends of one engine; `kernels` is owned by the engine and outlives them."""
+    """Shared by all backends of one engine; `kernels` is owned by the engine and outlives them.
+
+    shared: what the modules of one engine make once, by the backend's name and device.
+    """
 
     config: K2Config
     runtime: RuntimeConfig
     kernels: CpuKernels
     layer_idx: int | None = None
+    shared: dict[str, Any] = field(default_factory=dict)

@@ -40,12 +40,13 @@ class CpuKernels(Protocol):
         x: torch.Tensor,
         expert_ids: torch.Tensor,
         weights: torch.Tensor,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """sum_k weights[t, k] * down_e(silu(gate_e(x)) * up_e(x)) with e = expert_ids[t, k]; -1
         skips.
 
         x: [T, H] float32.  expert_ids: [T, K] int32.  weights: [T, K] float32.  Returns [T, H]
-        float32.
+        float32, `out` where it is given.
         """
 
 
@@ -107,8 +108,9 @@ class NativeKernels:
         x: torch.Tensor,
         expert_ids: torch.Tensor,
         weights: torch.Tensor,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        y = torch.empty_like(x)
+        y = torch.empty_like(x) if out is None else out
         self._cpu.moe(
             self._pool,
             self._kernels,

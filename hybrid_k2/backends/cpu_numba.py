@@ -66,8 +66,9 @@ class NumbaKernels:
         x: torch.Tensor,
         expert_ids: torch.Tensor,
         weights: torch.Tensor,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        y = torch.zeros_like(x)
+        y = torch.zeros_like(x) if out is None else out.zero_()
         for expert_id in expert_ids.unique().tolist():
             if expert_id < 0:
                 continue
@@ -76,8 +77,8 @@ class NumbaKernels:
             mid = F.silu(self._product(gate, expert_id, routed)) * self._product(
                 up, expert_id, routed
             )
-            out = self._product(down, expert_id, mid) * weights[tokens, choice, None]
-            y.index_add_(0, tokens, out)
+            routed = self._product(down, expert_id, mid) * weights[tokens, choice, None]
+            y.index_add_(0, tokens, routed)
         return y
 
     def _product(self, matrix: NumbaMatrix, s: int, x: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 dequantised.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -19,4 +19,8 @@ class Embedding:
 
     def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:
         """token_ids: [T] int64, CPU. Returns [T, hidden] float32 on `device`."""
-        return self._weight.rows(token_ids).to(self.device)
+        return self.rows(token_ids).to(self.device)
+
+    def rows(self, token_ids: Sequence[int] | torch.Tensor) -> torch.Tensor:
+        """The same on the CPU, where they are decoded."""
+        return self._weight.rows(token_ids)

@@ -28,10 +28,10 @@ class ExpertsCpu:
     device = torch.device("cpu")
 
     def __init__(self, tensors: Mapping[str, StoredTensor], context: BackendContext) -> None:
-        self._kernels = context.kernels
-        self._matrices = [
+        self.kernels = context.kernels
+        self.matrices = tuple(
             context.kernels.matrix(tensors[name]) for name in ("gate_proj", "up_proj", "down_proj")
-        ]
+        )
 
     def submit(
         self, x: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
@@ -54,5 +54,5 @@ class ExpertsCpu:
         """Computes the slot; returns [T, hidden] float32 on the device that x came from."""
         if slot.copied is not None:
             slot.copied.synchronize()
-        y = self._kernels.moe(*self._matrices, slot.x, slot.expert_ids, slot.weights)
+        y = self.kernels.moe(*self.matrices, slot.x, slot.expert_ids, slot.weights)
         return y.to(slot.result_device)

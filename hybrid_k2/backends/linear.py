@@ -3,15 +3,16 @@ bfloat16.
 """
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 
 from hybrid_k2.backends.context import BackendContext
+from hybrid_k2.backends.registry import stays_stored
 from hybrid_k2.quant.stored import StoredTensor
 
-# Rows dequantised at a time: lm_head is 163840 x 7168, 4.7 GB in float32, and would not fit beside
-# the model.
+# Decoded at a time, in float32: lm_head is 163840 x 7168, 4.7 GB, and would not fit beside a model.
 _SCRATCH_BYTES = 256 << 20
 
 
@@ -38,47 +39,57 @@ class LinearGpu:
         weights: str = "stored",
     ) -> None:
         self.device = torch.device(device)
-        self._weight = GpuWeight(tensors["weight"], self.device, weights)
+        self._weight = gpu_weight(tensors["weight"], device=self.device, weights=weights)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """x: [T, in] float32. Returns [T, out] float32 on `device`; products in bfloat16, sums in
-        float32.
-        """
+        """x: [T, in] float32 or bfloat16. Returns [T, out] float32 on `device`."""
         return self._weight.matmul(x.to(self.device))
 
 
-class GpuWeight:
-    """One matrix in VRAM: `stored` keeps its blocks and dequantises per use, `bfloat16`
-    dequantises once.
-    """
-
-    def __init__(self, stored: StoredTensor, device: torch.device, weights: str) -> None:
-        self._stored = stored
-        rows, cols = stored.shape
-        self._chunk_rows = max(1, _SCRATCH_BYTES // (4 * cols))
-        if weights == "bfloat16":
-            self._blocks = None
-            self._dense = torch.empty(rows, cols, dtype=torch.bfloat16, device=device)
-            for first in range(0, rows, self._chunk_rows):
-                last = min(first + self._chunk_rows, rows)
-                self._dense[first:last] = self._dequantise(self._upload(first, last, device))
-        else:
-            self._blocks = self._upload(0, rows, device)
+class GpuWeight(Protocol):
+    """A matrix in VRAM; products in bfloat16 or better, sums in float32."""
 
     def matmul(self, x: torch.Tensor) -> torch.Tensor:
-        """x: [T, cols] on the weight's device. Returns [T, rows] float32."""
-        x = x.to(torch.bfloat16)
-        if self._blocks is None:
-            return F.linear(x, self._dense).float()
-        parts = [
-            F.linear(x, self._dequantise(blocks).to(torch.bfloat16))
-            for blocks in self._blocks.split(self._chunk_rows)
-        ]
-        return torch.cat(parts, dim=-1).float()
+        """x: [T, cols] float32 or bfloat16 on the weight's device. Returns [T, rows] float32."""
 
-    def _upload(self, first: int, last: int, device: torch.device) -> torch.Tensor:
-        rows = self._stored.as_torch().view(self._stored.shape[0], -1)
-        return rows[first:last].to(device)  # [rows, row_bytes] uint8
 
-    def _dequantise(self, blocks: torch.Tensor) -> torch.Tensor:
-        return self._stored.quant.dequantise(blocks)
+def gpu_weight(*stored: StoredTensor, device: torch.device, weights: str) -> GpuWeight:
+    """One matrix of all rows of `stored`, in that order.
+
+    weights: `stored` keeps the blocks of formats that the GPU's kernels read, and bfloat16 what is
+    of another; `bfloat16` decodes all of them now.
+    """
+    formats = {part.quant.name for part in stored}
+    if weights == "stored" and len(formats) == 1 and stays_stored(*formats):
+        return StoredWeight(stored, device)
+    return DenseWeight(stored, device)
+
+
+class StoredWeight:
+    def __init__(self, stored: tuple[StoredTensor, ...], device: torch.device) -> None:
+        from hybrid_k2.kernels.matrix import upload
+
+        self._matrix = upload(*stored, device=device)
+
+    def matmul(self, x: torch.Tensor) -> torch.Tensor:
+        from hybrid_k2.kernels.linear import quantised_linear
+
+        return quantised_linear(x, self._matrix)
+
+
+class DenseWeight:
+    def __init__(self, stored: tuple[StoredTensor, ...], device: torch.device) -> None:
+        cols = stored[0].shape[-1]
+        num_rows = sum(part.shape[0] for part in stored)
+        self._dense = torch.empty(num_rows, cols, dtype=torch.bfloat16, device=device)
+        step = max(1, _SCRATCH_BYTES // (4 * cols))
+        first = 0
+        for part in stored:
+            rows = part.as_torch().view(part.shape[0], -1)
+            for blocks in rows.split(step):
+                decoded = part.quant.dequantise(blocks.to(device))
+                self._dense[first : first + len(blocks)] = decoded
+                first += len(blocks)
+
+    def matmul(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x.to(torch.bfloat16), self._dense).float()

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from hybrid_k2.backends.context import BackendContext
-from hybrid_k2.backends.linear import GpuWeight
+from hybrid_k2.backends.linear import gpu_weight
 from hybrid_k2.quant.stored import StoredTensor
 
 
@@ -39,12 +39,11 @@ class MlpGpu:
         weights: str = "stored",
     ) -> None:
         self.device = torch.device(device)
-        self._gate, self._up, self._down = (
-            GpuWeight(tensors[name], self.device, weights)
-            for name in ("gate_proj", "up_proj", "down_proj")
-        )
+        gate, up, down = (tensors[key] for key in ("gate_proj", "up_proj", "down_proj"))
+        self._gate_up = gpu_weight(gate, up, device=self.device, weights=weights)
+        self._down = gpu_weight(down, device=self.device, weights=weights)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """x: [T, hidden] float32. Returns the same shape on `device`."""
-        x = x.to(self.device)
-        return self._down.matmul(F.silu(self._gate.matmul(x)) * self._up.matmul(x))
+        """x: [T, hidden] float32 or bfloat16. Returns [T, hidden] float32 on `device`."""
+        gate, up = self._gate_up.matmul(x.to(self.device)).chunk(2, dim=-1)
+        return self._down.matmul(F.silu(gate) * up)

@@ -29,3 +29,19 @@ class Norm:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x: [T, n] float32. Returns the same shape on `device`."""
         return F.rms_norm(x.to(self.device), self._weight.shape, self._weight, self._eps)
+
+    @property
+    def constants(self) -> tuple[torch.Tensor, float]:
+        """Weight and eps, for a kernel that takes the norm along."""
+        return self._weight, self._eps
+
+    def add_to(
+        self, h: torch.Tensor, *added: torch.Tensor, **handoff: torch.Tensor | None
+    ) -> torch.Tensor:
+        """h += added, in place and in one launch; returns the norm of h. On a GPU only.
+
+        handoff: what kernels.handoff.add_and_norm takes of the experts' mapped memory.
+        """
+        from hybrid_k2.kernels.handoff import add_and_norm
+
+        return add_and_norm(h, added, self._weight, self._eps, **handoff)

@@ -114,13 +114,24 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 # Where the weights of a CPU backend lie: values of `load:`.
 MMAP, RAM, RAM_HUGE = "mmap", "ram", "ram+hugepages"
 
+# Formats that the GPU's kernels read as stored; hybrid_k2/kernels/matrix.py decodes them.
+_GPU_FORMATS = frozenset(
+    ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
+)
+
+
+def stays_stored(quant: str) -> bool:
+    """True where `weights: stored` keeps a format's blocks in VRAM; others become bfloat16."""
+    return quant in _GPU_FORMATS
+
+
 _ANY_DEVICE = KwargSpec(str, "cpu", help="cpu, cuda or cuda:N", pattern=r"cpu|cuda(:\d{1,3})?")
 _GPU_DEVICE = KwargSpec(str, "cuda:0", help="cuda or cuda:N", pattern=r"cuda(:\d{1,3})?")
 _GPU_WEIGHTS = KwargSpec(
     str,
     "stored",
     choices=("stored", "bfloat16"),
-    help="stored: quantised bytes as in the file, decoded at use; bfloat16: decoded once at load",
+    help="stored: blocks as in the file, where kernels read them; bfloat16: decoded at load",
 )
 _LOAD = KwargSpec(
     str,
@@ -129,12 +140,23 @@ _LOAD = KwargSpec(
     help="mmap: used where the file is mapped; ram: read into memory of its own, on huge pages",
     is_for_loader=True,
 )
+# The GPU reads these weights in place, so they may neither move nor be read from a file again.
+_RAM_LOAD = KwargSpec(
+    str,
+    RAM_HUGE,
+    choices=(RAM, RAM_HUGE),
+    help="ram: read into memory of its own, which the GPU may read; or on huge pages",
+    is_for_loader=True,
+)
 _KV_DTYPE = KwargSpec(
     str,
     "float32",
     cuda_default="bfloat16",
     choices=("float32", "bfloat16", "float16"),
     help="number format of the latent KV cache",
+)
+_GPU_KV_DTYPE = KwargSpec(
+    str, "bfloat16", choices=("bfloat16",), help="number format of the latent KV cache"
 )
 
 BACKENDS: dict[str, BackendSpec] = {
@@ -176,6 +198,13 @@ BACKENDS: dict[str, BackendSpec] = {
             {"device": _ANY_DEVICE, "kv_dtype": _KV_DTYPE},
         ),
         BackendSpec(
+            "attention_gpu",
+            ("Attention",),
+            "hybrid_k2.backends.attention_gpu:AttentionGpu",
+            "MLA in bfloat16 by GPU kernels over the latent KV cache",
+            {"device": _GPU_DEVICE, "kv_dtype": _GPU_KV_DTYPE},
+        ),
+        BackendSpec(
             "linear_cpu",
             ("Linear",),
             "hybrid_k2.backends.linear:LinearCpu",
@@ -197,17 +226,30 @@ BACKENDS: dict[str, BackendSpec] = {
             {"load": _LOAD},
         ),
         BackendSpec(
+            "experts_hybrid",
+            ("Experts",),
+            "hybrid_k2.backends.experts_hybrid:ExpertsHybrid",
+            "as experts_cpu; a prompt's experts are shared with the GPU, sent there as they lie",
+            {
+                "load": _RAM_LOAD,
+                "device": _GPU_DEVICE,
+                "stream_mb": KwargSpec(
+                    int, 640, help="MB of VRAM for experts on their way, all layers together"
+                ),
+            },
+        ),
+        BackendSpec(
             "linear_gpu",
             ("Linear",),
             "hybrid_k2.backends.linear:LinearGpu",
-            "torch on the GPU",
+            "stored blocks or bfloat16 on the GPU",
             {"device": _GPU_DEVICE, "weights": _GPU_WEIGHTS},
         ),
         BackendSpec(
             "mlp_gpu",
             ("MLP",),
             "hybrid_k2.backends.mlp:MlpGpu",
-            "torch on the GPU",
+            "stored blocks or bfloat16 on the GPU",
             {"device": _GPU_DEVICE, "weights": _GPU_WEIGHTS},
         ),
     )
@@ -222,7 +264,11 @@ _CPU_DEFAULTS = {
     "Router": "router",
     "Experts": "experts_cpu",
 }
-_GPU_DEFAULTS = _CPU_DEFAULTS | {"Linear": "linear_gpu", "MLP": "mlp_gpu"}
+_GPU_DEFAULTS = _CPU_DEFAULTS | {
+    "Linear": "linear_gpu",
+    "MLP": "mlp_gpu",
+    "Attention": "attention_gpu",
+}
 
 
 def default_placement(module_class: str, device: str = "cpu") -> tuple[str, dict[str, Any]]:

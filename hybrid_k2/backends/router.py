@@ -37,6 +37,31 @@ class Router:
             logits = F.linear(x, self._weight)
         return route(logits, self._bias, self._config)
 
+    def publish(
+        self,
+        x: torch.Tensor,
+        expert_ids: torch.Tensor,
+        weights: torch.Tensor,
+        published: torch.Tensor,
+        step: torch.Tensor,
+    ) -> None:
+        """Chooses into mapped memory and then tells the CPU; on a GPU only.
+
+        Arguments as kernels.handoff.route_and_publish takes them.
+        """
+        from hybrid_k2.kernels.handoff import route_and_publish
+
+        route_and_publish(
+            F.linear(x, self._weight),
+            self._bias,
+            expert_ids,
+            weights,
+            published,
+            step,
+            scaling=self._config.routed_scaling_factor,
+            normalise=self._config.norm_topk_prob,
+        )
+
 
 def route(
     logits: torch.Tensor, bias: torch.Tensor, config: K2Config

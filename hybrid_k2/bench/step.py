@@ -78,11 +78,13 @@ class TimedKernels(NativeKernels):
     def reset(self) -> None:
         self.experts_s, self.num_experts = 0.0, 0
 
-    def moe(self, gate: Any, up: Any, down: Any, x: Any, expert_ids: Any, weights: Any) -> Any:
+    def moe(
+        self, gate: Any, up: Any, down: Any, x: Any, expert_ids: Any, weights: Any, out: Any = None
+    ) -> Any:
         if gate.shape[0] == 1:  # a dense layer
-            return super().moe(gate, up, down, x, expert_ids, weights)
+            return super().moe(gate, up, down, x, expert_ids, weights, out)
         started = time.perf_counter()
-        y = super().moe(gate, up, down, x, expert_ids, weights)
+        y = super().moe(gate, up, down, x, expert_ids, weights, out)
         self.experts_s += time.perf_counter() - started
         self.num_experts += _distinct(expert_ids)
         return y

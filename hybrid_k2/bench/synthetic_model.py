@@ -72,7 +72,8 @@ def synthetic_modules(
 ) -> dict[str, Any]:
     """Every module of the model by name, as engine.loader makes them from a file."""
     rng = np.random.Generator(np.random.SFC64(1))
-    modules = {}
+    modules: dict[str, Any] = {}
+    shared: dict[str, Any] = {}
     for name, module_class, layer_idx, shapes in _modules(config):
         quant = placement.expert_quant if module_class == "Experts" else placement.dense_quant
         if module_class in ("Norm", "Router"):
@@ -84,7 +85,7 @@ def synthetic_modules(
         backend, kwargs = registry.default_placement(module_class, placement.device)
         if module_class == "Experts":
             backend, kwargs = placement.experts, placement.experts_kwargs or {}
-        context = BackendContext(config, runtime, kernels, layer_idx)
+        context = BackendContext(config, runtime, kernels, layer_idx, shared)
         modules[name] = registry.create(backend, module_class, tensors, context, kwargs)
     return modules
 

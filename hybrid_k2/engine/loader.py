@@ -55,7 +55,7 @@ def load_model(
     kernels = open_cpu_kernels(runtime)
     total_bytes = sum(entry.module.num_bytes for entry in plan.entries)
     done_bytes = 0
-    modules = {}
+    modules, shared = {}, {}
 
     def count(num_bytes: int) -> None:
         nonlocal done_bytes
@@ -67,7 +67,9 @@ def load_model(
         with BulkReader(count) as reader:
             for entry in plan.entries:
                 module, load = entry.module, entry.kwargs.get("load", registry.MMAP)
-                context = BackendContext(checkpoint.config, runtime, kernels, module.layer_idx)
+                context = BackendContext(
+                    checkpoint.config, runtime, kernels, module.layer_idx, shared
+                )
                 modules[module.name] = registry.create(
                     entry.backend,
                     module.module_class,

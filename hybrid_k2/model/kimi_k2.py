@@ -6,6 +6,7 @@ by the plan and comes in as `modules`, by name. Activations are float32 between 
 nothing of files, rules, sampling or text.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from hybrid_k2.config import K2Config
 from hybrid_k2.model.kv_cache import LatentCache, PagePool
 from hybrid_k2.model.rope import Rope, rotate
 from hybrid_k2.model.span import Span
+
+log = logging.getLogger(__name__)
 
 
 class KimiK2:
@@ -33,10 +36,15 @@ class KimiK2:
         self.pool = PagePool(placements, config.latent_dim, num_pages)
         self._norm = modules["model.norm"]
         self._lm_head = modules["lm_head"]
+        self._decode_graphs = _decode_graphs(config, modules, self.pool, self._rope)
 
     def new_cache(self) -> LatentCache:
         """An empty sequence's cache, its pages from the model's pool."""
         return self.pool.new_cache()
+
+    def captured_sizes(self) -> set[int]:
+        """Numbers of sequences whose decode step has been captured in a CUDA graph."""
+        return set() if self._decode_graphs is None else self._decode_graphs.sizes
 
     @torch.inference_mode()
     def forward(self, spans: Sequence[Span]) -> list[torch.Tensor | None]:
@@ -47,6 +55,8 @@ class KimiK2:
         """
         for span in spans:
             span.cache.reserve(span.cache.length + span.num_tokens)
+        if self._decode_graphs is not None and self._decode_graphs.takes(spans):
+            return self._decode_graphs.run(spans)
         token_ids = torch.tensor([token_id for span in spans for token_id in span.token_ids])
         rotation = self._rope.rotation(_positions(spans))
         h = self._embed_tokens(token_ids)  # [T, hidden]
@@ -65,6 +75,19 @@ class KimiK2:
         logits = self._lm_head(self._norm(rows)).float().cpu()
         parts = iter(logits.split([n for n in wanted if n]))
         return [next(parts) if n else None for n in wanted]
+
+
+def _decode_graphs(config: K2Config, modules: Mapping[str, Any], pool: PagePool, rope: Rope) -> Any:
+    """Captured decode steps where a GPU runs all but the routed experts, else None."""
+    if modules["model.norm"].device.type != "cuda":
+        return None
+    from hybrid_k2.model.decode_graph import DecodeGraphs, refusal
+
+    reason = refusal(config, modules)
+    if reason is None:
+        return DecodeGraphs(config, modules, pool, rope)
+    log.warning("decode is not captured in a CUDA graph, and slower: %s", reason)
+    return None
 
 
 def _positions(spans: Sequence[Span]) -> torch.Tensor:

@@ -13,13 +13,16 @@ from hybrid_k2.config import K2Config, YarnConfig, yarn_mscale
 
 
 class Rope:
-    """inv_freq: [qk_rope_head_dim / 2] float64, radians per position."""
+    """inv_freq: [qk_rope_head_dim / 2] float64, radians per position.
+
+    attention_factor: what cos and sin are multiplied by.
+    """
 
     def __init__(self, config: K2Config) -> None:
         self.inv_freq = inverse_frequencies(
             config.qk_rope_head_dim, config.rope_theta, config.rope_scaling
         )
-        self._attention_factor = attention_factor(config.rope_scaling)
+        self.attention_factor = attention_factor(config.rope_scaling)
 
     def rotation(self, positions: torch.Tensor) -> torch.Tensor:
         """positions: [T] int64. Returns what to multiply pairs with, [T, dim / 2] complex64.
@@ -28,7 +31,7 @@ class Rope:
         radians.
         """
         angle = positions[:, None].double() * self.inv_freq.to(positions.device)
-        scale = torch.full_like(angle, self._attention_factor)
+        scale = torch.full_like(angle, self.attention_factor)
         return torch.polar(scale, angle).to(torch.complex64)
 
 

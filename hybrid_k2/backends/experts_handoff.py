@@ -1,0 +1,56 @@
+"""The routed experts of a captured decode step: memory that the GPU and the CPU both map.
+
+A captured step publishes each layer's inputs here and waits for the answer; `serve` gives the
+answers, the calling thread being one of the CPU's workers. Owns the mapped memory and the number of
+the step under way; the protocol is cpp_ext/include/hk2/handoff.h's. Knows no graphs.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from hybrid_k2.backends.experts_cpu import ExpertsCpu
+from hybrid_k2.config import K2Config
+
+FLAG_STRIDE = 16  # words, as in the C++ header: a cache line for each flag
+_TIMEOUT_S = 30.0  # a layer's part on the GPU takes microseconds; a graph behind other work, more
+
+
+class ExpertsHandoff:
+    """Layers are numbered in the order of `experts`."""
+
+    def __init__(self, config: K2Config, experts: Sequence[ExpertsCpu], max_tokens: int) -> None:
+        """max_tokens: of the largest step. Takes pinned memory, so a CUDA driver must be there."""
+
+        def pinned(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+            return torch.zeros(shape, dtype=dtype, pin_memory=True)
+
+        num_layers = len(experts)
+        self.published = pinned((num_layers, FLAG_STRIDE), torch.int32)
+        self.answered = pinned((num_layers, FLAG_STRIDE), torch.int32)
+        self.x = pinned((max_tokens, config.hidden_size), torch.float32)
+        self.expert_ids = pinned((max_tokens, config.num_experts_per_tok), torch.int32)
+        self.weights = pinned((max_tokens, config.num_experts_per_tok), torch.float32)
+        self.y = pinned((max_tokens, config.hidden_size), torch.float32)
+        self.step = 0
+        memory = (self.published, self.answered, self.x, self.expert_ids, self.weights, self.y)
+        self._handoff = experts[0].kernels.handoff([e.matrices for e in experts], *memory)
+
+    def begin(self) -> int:
+        """The next step's number, which the GPU must be given before it is launched."""
+        self.step += 1
+        return self.step
+
+    def serve(self, num_tokens: int) -> np.ndarray:
+        """Answers all layers of the step that was launched; float64 [layers, 2]: seconds waited for
+        each, seconds computed.
+
+        Raises RuntimeError where the GPU does not come, or publishes nonsense; the GPU is then let
+        through, and the step's results are worthless.
+        """
+        return self._handoff.serve(self.step, num_tokens, _TIMEOUT_S)
+
+    def release(self) -> None:
+        """Lets the GPU through the step without answers."""
+        self._handoff.release(self.step)

@@ -1,0 +1,181 @@
+"""The routed experts of a prompt on both sides at once: some on the CPU where they lie, others sent
+to the GPU while it computes those that came before.
+
+A few tokens run on the CPU alone, as in experts_cpu; where the crossover lies follows from measured
+rates (prefill_split.py). Owns the order of work of one layer.
+"""
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from hybrid_k2.backends.context import BackendContext
+from hybrid_k2.backends.expert_stream import ExpertStream, register
+from hybrid_k2.backends.experts_cpu import ExpertsCpu, ExpertsSlot
+from hybrid_k2.backends.prefill_split import PrefillSplit
+from hybrid_k2.backends.registry import stays_stored
+from hybrid_k2.quant.stored import StoredTensor
+
+_FEWEST_TOKENS = 32  # below it not even the question pays
+_COPY_BYTES_S = 40e9  # activations to the CPU and back
+
+
+@dataclass(slots=True)
+class HybridShared:
+    """What the layers of one engine have in common."""
+
+    stream: ExpertStream
+    split: PrefillSplit
+    cpu_thread: ThreadPoolExecutor
+
+
+@dataclass(frozen=True, slots=True)
+class HybridSlot:
+    """A submitted prompt: its inputs on the GPU."""
+
+    x: torch.Tensor
+    expert_ids: torch.Tensor
+    weights: torch.Tensor
+
+
+class ExpertsHybrid(ExpertsCpu):
+    def __init__(
+        self,
+        tensors: Mapping[str, StoredTensor],
+        context: BackendContext,
+        device: str = "cuda:0",
+        stream_mb: int = 640,
+    ) -> None:
+        """stream_mb: VRAM for experts on their way, in 10^6 bytes, for all layers together."""
+        super().__init__(tensors, context)
+        self.gpu = torch.device(device)
+        self._tensors = [tensors[name] for name in ("gate_proj", "up_proj", "down_proj")]
+        self._num_experts, width, hidden = self._tensors[0].shape
+        self._bytes = [t.as_torch().view(self._num_experts, -1) for t in self._tensors]
+        expert_bytes = sum(part.shape[1] for part in self._bytes)
+        self._can_stream = np.zeros(self._num_experts, bool)
+        if all(stays_stored(tensor.quant.name) for tensor in self._tensors):
+            self._can_stream = _registered_experts(self._tensors)
+        key = f"experts_hybrid {device}"
+        if key not in context.shared:
+            context.shared[key] = HybridShared(
+                ExpertStream(self.gpu, expert_bytes, stream_mb * 10**6),
+                PrefillSplit(expert_bytes, 3 * width * hidden),
+                ThreadPoolExecutor(1, "experts-cpu"),
+            )
+        self._shared: HybridShared = context.shared[key]
+
+    def submit(
+        self, x: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
+    ) -> ExpertsSlot | HybridSlot:
+        if x.shape[0] < _FEWEST_TOKENS or x.device != self.gpu or not self._can_stream.any():
+            return super().submit(x, expert_ids, weights)
+        return HybridSlot(x, expert_ids, weights)
+
+    def sync(self, slot: ExpertsSlot | HybridSlot) -> torch.Tensor:
+        """Computes the slot; returns [T, hidden] float32 on the device that x came from."""
+        if isinstance(slot, ExpertsSlot):
+            return super().sync(slot)
+        expert_ids = slot.expert_ids.cpu()
+        counts = np.bincount(expert_ids.flatten().numpy() + 1, minlength=self._num_experts + 1)[1:]
+        both_ways_s = 2 * slot.x.nbytes / _COPY_BYTES_S
+        chosen = self._shared.split.choose(
+            counts, can_stream=self._can_stream, cpu_extra_s=both_ways_s
+        )
+        if not chosen:
+            return super().sync(super().submit(slot.x, expert_ids, slot.weights))
+        x = _pinned_copy(slot.x)
+        copied = torch.cuda.Event(blocking=True)
+        copied.record()
+        is_sent = np.zeros(self._num_experts, bool)
+        is_sent[chosen] = True
+        left = torch.where(torch.from_numpy(is_sent)[expert_ids.long()], -1, expert_ids)
+        cpu = self._shared.cpu_thread.submit(self._on_cpu, x, copied, left, slot.weights.cpu())
+        try:
+            y = self._on_gpu(slot, chosen, counts)
+        finally:
+            cpu.exception()  # its memory is in use until it ends
+        return self._joined(y, cpu, counts, is_sent)
+
+    def _on_cpu(
+        self, x: torch.Tensor, copied: torch.cuda.Event, ids: torch.Tensor, weights: torch.Tensor
+    ) -> tuple[torch.Tensor, float]:
+        """[T, hidden] in pinned memory, and the seconds that it took."""
+        copied.synchronize()
+        y = torch.empty(x.shape, pin_memory=True)
+        started = time.perf_counter()
+        self.kernels.moe(*self.matrices, x, ids, weights, out=y)
+        return y, time.perf_counter() - started
+
+    def _on_gpu(self, slot: HybridSlot, chosen: list[int], counts: np.ndarray) -> torch.Tensor:
+        """Sends the chosen experts and computes each once it is there."""
+        stream, top_k = self._shared.stream, slot.expert_ids.shape[1]
+        order = slot.expert_ids.flatten().argsort(stable=True)
+        ends = counts.cumsum() + (slot.expert_ids.numel() - counts.sum())  # -1 sorts first
+        tokens = order // top_k
+        weights = slot.weights.flatten()[order, None]
+        x = slot.x.to(torch.bfloat16)
+        y = torch.zeros_like(slot.x)
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        began.record()
+        for expert in chosen:
+            place = stream.send([part[expert] for part in self._bytes])
+            rows = slice(int(ends[expert] - counts[expert]), int(ends[expert]))
+            out = self._expert(stream.take(place), x[tokens[rows]])
+            stream.give_back(place)
+            y.index_add_(0, tokens[rows], out * weights[rows])
+        ended.record()
+        ended.synchronize()
+        num_tokens = int(counts[chosen].sum())
+        self._shared.split.gpu.learn(len(chosen), num_tokens, began.elapsed_time(ended) / 1e3)
+        return y
+
+    def _joined(
+        self,
+        y: torch.Tensor,
+        cpu: "Future[tuple[torch.Tensor, float]]",
+        counts: np.ndarray,
+        is_sent: np.ndarray,
+    ) -> torch.Tensor:
+        cpu_y, seconds = cpu.result()
+        self._shared.split.cpu.learn(
+            np.count_nonzero(counts[~is_sent]), int(counts[~is_sent].sum()), seconds
+        )
+        return y.add_(cpu_y.to(y.device, non_blocking=True))
+
+    def _expert(self, data: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """One expert's tokens through it: [t, hidden] bfloat16 -> [t, hidden] float32."""
+        from hybrid_k2.kernels.dequantise import dequantise
+        from hybrid_k2.kernels.matrix import over_blocks
+
+        gate, up, down = (
+            dequantise(over_blocks(blocks, tensor.quant, tensor.shape[1:]))
+            for blocks, tensor in zip(
+                data.split([part.shape[1] for part in self._bytes]), self._tensors, strict=True
+            )
+        )
+        mid = F.silu(F.linear(x, gate).float()) * F.linear(x, up)
+        return F.linear(mid.to(torch.bfloat16), down).float()
+
+
+def _registered_experts(tensors: list[StoredTensor]) -> np.ndarray:
+    """[E] bool: experts that the GPU can read in place, all but those at the edges of a page."""
+    can_stream = np.ones(tensors[0].shape[0], bool)
+    for tensor in tensors:
+        part = register(tensor.data)
+        if part is None:
+            return np.zeros_like(can_stream)
+        expert_bytes = tensor.num_bytes // len(can_stream)
+        first = part.ctypes.data - tensor.data.ctypes.data
+        starts = np.arange(len(can_stream)) * expert_bytes
+        can_stream &= (starts >= first) & (starts + expert_bytes <= first + part.nbytes)
+    return can_stream
+
+
+def _pinned_copy(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
