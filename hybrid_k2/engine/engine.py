@@ -173,6 +173,7 @@ class EngineCore:
             params,
             max_tokens=min(params.max_tokens or room, room),
             end_token_ids=self._ends_of(params),
+            cache_salt=cache_salt,
         )
         self._scheduler.add(self._live[request_id])
         return request_id

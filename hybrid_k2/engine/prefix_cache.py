@@ -52,6 +52,7 @@ class PrefixCache:
         self._disk = disk
         self._ram_pages = ram_bytes // pool.page_bytes
         self._roots: dict[str, _Node] = {}
+        self._is_kept = np.zeros(pool.num_pages, dtype=bool)  # pages of nodes
         # Least recently used first, and children before their parents.
         self._in_pool: OrderedDict[_Node, None] = OrderedDict()
         self._in_ram: OrderedDict[_Node, None] = OrderedDict()
@@ -130,6 +131,7 @@ class PrefixCache:
                 child.page_id, child.ram = cache.page_ids[page_idx], None
                 self._in_ram.pop(child, None)
                 self._pool.share([child.page_id])
+                self._is_kept[child.page_id] = True
             elif child.page_id != cache.page_ids[page_idx]:
                 cache.replace_page(page_idx, child.page_id)
             path.append(child)
@@ -171,7 +173,7 @@ class PrefixCache:
     def forget(self) -> None:
         """Gives every page in pool and RAM back that is only kept; files stay."""
         self._take_from_disk()
-        self._pool.free([node.page_id for node in self._in_pool])
+        self._give_back(list(self._in_pool))
         self._in_pool.clear()
         self._in_ram.clear()
         self._roots.clear()
@@ -300,16 +302,15 @@ class PrefixCache:
                 victims.append(node)
                 if len(victims) == num_pages:
                     break
-        if self._ram_pages:
-            whole = [node for node in victims if node.is_whole]
+        whole = [node for node in victims if node.is_whole and self._ram_pages]
+        if whole:
             data = self._pool.read_pages([node.page_id for node in whole])
             for node, row in zip(whole, data, strict=True):
                 node.ram = row.clone()
                 self._in_ram[node] = None
+        self._give_back(victims)
         for node in victims:
             del self._in_pool[node]
-            self._pool.free([node.page_id])
-            node.page_id = None
             if node.ram is None:
                 del node.parent.children[node.key]
         self._evicted_pages["memory"] += len(victims)
@@ -329,15 +330,23 @@ class PrefixCache:
             self._in_ram.pop(node, None)
             if node.page_id is not None:
                 del self._in_pool[node]
-                self._pool.free([node.page_id])
+                self._give_back([node])
+
+    def _give_back(self, nodes: list[_Node]) -> None:
+        """Takes nodes' pages from them."""
+        page_ids = [node.page_id for node in nodes]
+        self._pool.free(page_ids)
+        self._is_kept[page_ids] = False
+        for node in nodes:
+            node.page_id = None
 
     def _take_from_disk(self) -> bool:
         """Gives up what waits to be written; True where that gave pages back."""
         return self._disk is not None and self._disk.give_up()
 
     def _num_unused(self) -> int:
-        page_ids = np.fromiter((node.page_id for node in self._in_pool), dtype=np.int64)
-        return int((self._pool.owners[page_ids] == 1).sum())
+        """Pages that are only kept. Reads whole arrays, so that any thread may ask."""
+        return int(np.count_nonzero(self._is_kept & (self._pool.owners == 1)))
 
     def _ends_path(self, node: _Node) -> bool:
         """True for a whole page without a whole one after it in the pool."""

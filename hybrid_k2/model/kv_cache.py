@@ -46,14 +46,14 @@ class PagePool(PageAllocator):
         """The bytes of pages, one layer after another: uint8 [n, page_bytes] on the CPU."""
         data = torch.empty(len(page_ids), self.page_bytes, dtype=torch.uint8)
         for pages, columns in zip(self.pages, self._columns(), strict=True):
-            index = torch.tensor(page_ids, device=pages.device)
+            index = torch.tensor(page_ids, dtype=torch.int64, device=pages.device)
             data[:, columns] = pages[index].view(torch.uint8).flatten(1).cpu()
         return data
 
     def write_pages(self, page_ids: Sequence[int], data: torch.Tensor) -> None:
         """Fills pages with what read_pages gave.  data: uint8 [n, page_bytes] on the CPU."""
         for pages, columns in zip(self.pages, self._columns(), strict=True):
-            index = torch.tensor(page_ids, device=pages.device)
+            index = torch.tensor(page_ids, dtype=torch.int64, device=pages.device)
             values = data[:, columns].contiguous().view(pages.dtype)
             pages[index] = values.view(-1, *pages.shape[1:]).to(pages.device)
 

@@ -60,7 +60,7 @@ class PageAllocator:
         """Takes an owner from each."""
         for page_id in page_ids:
             self.owners[page_id] -= 1
-            self.num_free += self.owners[page_id] == 0
+            self.num_free += int(self.owners[page_id] == 0)
 
     def is_shared(self, page_id: int) -> bool:
         """True where somebody else reads the page, so that it must not be written to."""

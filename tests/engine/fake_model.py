@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from hybrid_k2.model.kv_cache import LatentCache, PagePool
+from hybrid_k2.model.pages import PAGE_TOKENS, pages_of
 
 VOCAB_SIZE = 50
 EOS = 7
@@ -55,6 +56,8 @@ class FakeModel:
 
     def _compute(self, span: Any) -> torch.Tensor | None:
         start, layers = span.cache.length, []
+        written = span.cache.page_ids[start // PAGE_TOKENS : pages_of(start + span.num_tokens)]
+        assert not any(map(self.pool.is_shared, written)), "a shared page is written to"
         for layer_idx in range(len(self.pool.pages)):
             span.cache.write(layer_idx, start, torch.tensor(span.token_ids).float()[:, None])
             seen = span.cache.read(layer_idx, start + span.num_tokens)
