@@ -11,7 +11,8 @@ from pathlib import Path
 import click
 
 from hybrid_k2 import demo_model
-from hybrid_k2.rules import Gpu, Hardware, load_rules, make_plan, parse_size, probe_hardware
+from hybrid_k2.cli.size import Size
+from hybrid_k2.rules import Gpu, Hardware, load_rules, make_plan, probe_hardware
 
 EPILOG = """\b
 Examples:
@@ -27,20 +28,6 @@ auto. KTransformers' rule files for DeepSeek-V3 and Kimi K2 are read too.
 """
 
 
-class _Size(click.ParamType):
-    """`24GiB` as bytes."""
-
-    name = "size"
-
-    def convert(
-        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        try:
-            return value if isinstance(value, int) else parse_size(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
 @click.command("plan", epilog=EPILOG, short_help="Show what would go where, and whether it fits.")
 @click.argument("model", required=False, type=click.Path(path_type=Path))
 @click.option("--rules", default="auto", show_default=True, help="A path, a shipped name, or auto.")
@@ -54,9 +41,9 @@ class _Size(click.ParamType):
 )
 @click.option("--context", type=int, help="Tokens of KV cache to plan for; 0 is the model's most.")
 @click.option("--allow-disk", is_flag=True, help="Weights larger than RAM: warn, do not refuse.")
-@click.option("--assume-ram", type=_Size(), help="Plan for this much RAM, not for this machine's.")
+@click.option("--assume-ram", type=Size(), help="Plan for this much RAM, not for this machine's.")
 @click.option(
-    "--assume-vram", type=_Size(), multiple=True, help="Plan for a GPU of this size; repeatable."
+    "--assume-vram", type=Size(), multiple=True, help="Plan for a GPU of this size; repeatable."
 )
 @click.option("--ram-bandwidth", type=float, help="GB/s of RAM, to print the ceiling of decode.")
 @click.option("--json", "as_json", is_flag=True, help="Every module and total, sizes in bytes.")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import urllib.request
 
+import openai
 import pytest
 from click.testing import CliRunner
 
@@ -49,6 +50,51 @@ def test_the_demo_model_is_served_as_printed_until_ctrl_c():
             process.kill()
 
 
+# K2's documented command for KTransformers, but for the paths and what runs it.
+KTRANSFORMERS = (
+    *("--max_new_tokens", "200", "--cache_lens", "512", "--chunk_size", "64"),
+    *("--max_batch_size", "2", "--backend_type", "balance_serve"),
+)
+
+
+def serve_once(cache_dir, *options):
+    """Streams one answer, with SIGTERM behind its first token: (usage, error output as JSON)."""
+    options = (*KTRANSFORMERS, "--cache-dir", str(cache_dir), "--log-format", "json", *options)
+    with start(*options) as process:
+        try:
+            line = process.stdout.readline()
+            url = re.search(r"(http://\S+/v1)", line)
+            assert url, line or process.stderr.read()
+            client = openai.OpenAI(base_url=url[1], api_key="x", max_retries=0)
+            stream = client.chat.completions.create(
+                model="demo",
+                messages=[{"role": "user", "content": "one two three " * 40}],
+                stream=True,
+                extra_body={"ignore_eos": True},
+                stream_options={"include_usage": True},
+            )
+            chunks = [next(stream) for _ in range(3)]
+            process.send_signal(signal.SIGTERM)
+            chunks += stream
+            assert process.wait(TIMEOUT_S) == 0
+            return chunks[-1].usage, process.stderr.read()
+        finally:
+            process.kill()
+
+
+def test_an_answer_under_way_is_finished_and_its_prefix_survives(tmp_path):
+    first, errors = serve_once(tmp_path)
+    assert first.completion_tokens == 200  # --max_new_tokens
+    assert first.prompt_tokens_details.cached_tokens == 0
+    assert "MiB of prefixes" in errors
+    [request] = [json.loads(line) for line in errors.splitlines() if line.startswith("{")]
+    assert (request["path"], request["status"]) == ("/v1/chat/completions", 200)
+    assert request["completion_tokens"] == 200
+    again, _ = serve_once(tmp_path, "--cache-quota", "1GiB")
+    assert again.prompt_tokens == first.prompt_tokens
+    assert again.prompt_tokens_details.cached_tokens >= 0.5 * first.prompt_tokens
+
+
 def test_a_model_that_cannot_be_opened_ends_the_server(tmp_path):
     with start(str(tmp_path / "none.gguf")) as process:
         try:
@@ -87,10 +133,23 @@ def test_another_address_needs_a_key_or_a_word(host):
         ("--api-key", ""),
         ("a.gguf", "--gguf-path", "b.gguf"),
         ("--model-path", "dir"),
+        ("--cache-quota", "1GiB"),
+        ("--cache-quota", "much", "--cache-dir", "x"),
+        ("--long-context", "forget"),
+        ("--max-batch-size", "many"),
+        ("--cors-origin", "*"),
+        ("--api-key-file", "none"),
+        ("--api-key", "k", "--api-key-file", __file__),
     ],
 )
 def test_a_wrong_option_is_an_error(options):
     assert run(*options).exit_code == 2
+
+
+def test_an_empty_key_file_is_an_error(tmp_path):
+    (tmp_path / "key").write_text("\n")
+    result = run("--api-key-file", str(tmp_path / "key"))
+    assert result.exit_code == 2 and "key is empty" in result.stderr
 
 
 def test_a_missing_package_is_named_with_its_command(monkeypatch):
