@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hybrid_k2.engine import SamplingParams
+from hybrid_k2.engine import RunningRequest, SamplingParams
 from hybrid_k2.engine.sampler import TokenLogprobs
 from hybrid_k2.server.engine_thread import EngineThread, Generation
 from hybrid_k2.text import Delta, TextStream, Tokenizer
@@ -26,6 +26,7 @@ class Piece:
 
     finish_reason: "stop", "length", "tool_calls" or "abort" on a choice's last piece, else None.
     stop_string: the one that ended the choice, on its last piece.
+    progress: how far the prompt is read, on a piece that has nothing else.
     """
 
     index: int
@@ -33,6 +34,7 @@ class Piece:
     logprobs: tuple[tuple[int, TokenLogprobs], ...] = ()
     finish_reason: str | None = None
     stop_string: str | None = None
+    progress: RunningRequest | None = None
 
     @property
     def content(self) -> str:
@@ -112,9 +114,11 @@ class Answer:
         history: Sequence[Mapping[str, Any]] = (),
         parallel_tool_calls: bool = True,
         timeout_s: float | None = None,
+        with_progress: bool = False,
     ) -> "Answer":
         """Hands the prompt to the engine; raises as EngineThread.submit does.
 
+        with_progress: pieces that say how far the prompt is read, too.
         tools, history, parallel_tool_calls: as for TextStream.
         """
         streams = [
@@ -128,12 +132,15 @@ class Answer:
             )
             for _ in choices
         ]
-        generation = await thread.submit(token_ids, choices, timeout_s)
+        generation = await thread.submit(token_ids, choices, timeout_s, with_progress=with_progress)
         return cls(generation, len(token_ids), streams)
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """Yields text as it becomes certain, and for every choice a last piece with its reason."""
         async for index, output in self._generation:
+            if isinstance(output, RunningRequest):
+                yield Piece(index, progress=output)
+                continue
             choice = self._choices[index]
             self.usage.cached_tokens = max(self.usage.cached_tokens, output.num_cached_tokens)
             deltas: list[Delta | CallDelta] = []

@@ -1,6 +1,6 @@
 """The application: guard, routes and error shapes put together.
 
-    operations      /  /health  /ready  /metrics  /slots
+    operations      /  /health  /ready  /metrics  /slots  /v1/cache
     models          /v1/models
     openai          /v1/chat/completions     completions  /v1/completions
     responses       /v1/responses            anthropic    /v1/messages

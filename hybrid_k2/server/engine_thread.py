@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from hybrid_k2.engine import EngineCore, SamplingParams, StepOutput
+from hybrid_k2.engine import EngineCore, RunningRequest, SamplingParams, StepOutput
 from hybrid_k2.server.errors import overloaded, server_error, to_api_error, unavailable
 from hybrid_k2.server.metrics import Metrics, RequestTimer
 
@@ -26,11 +26,13 @@ Result = TypeVar("Result")
 class Generation:
     """The answers to one prompt as they are generated: iterate over (choice index, StepOutput).
 
-    Ends after every choice's last output. Close it, whatever happens: what still runs is aborted.
+    Where progress was asked for, a RunningRequest comes in place of an output for each step that
+    read more of the prompt. Ends after every choice's last output. Close it, whatever happens: what
+    still runs is aborted.
     """
 
     def __init__(self, thread: "EngineThread", num_choices: int, deadline_s: float | None) -> None:
-        self.outputs: asyncio.Queue[tuple[int, StepOutput]] = asyncio.Queue()
+        self.outputs: asyncio.Queue[tuple[int, StepOutput | RunningRequest]] = asyncio.Queue()
         self.loop = asyncio.get_running_loop()
         self._thread = thread
         self._unfinished = set(range(num_choices))
@@ -39,7 +41,7 @@ class Generation:
     def __aiter__(self) -> "Generation":
         return self
 
-    async def __anext__(self) -> tuple[int, StepOutput]:
+    async def __anext__(self) -> tuple[int, StepOutput | RunningRequest]:
         """Raises the error that ended a choice, and a 504 when the request's time is over."""
         index = None
         while index not in self._unfinished:  # what comes after an abort was too late
@@ -50,6 +52,8 @@ class Generation:
                     index, output = await self.outputs.get()
             except TimeoutError:
                 raise server_error("the request took longer than the server allows", 504) from None
+        if isinstance(output, RunningRequest):
+            return index, output
         if output.error is not None:
             raise to_api_error(output.error) from output.error  # whoever failed has logged it
         if output.finish_reason is not None:
@@ -74,15 +78,14 @@ class Generation:
             self.abort(index)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Route:
-    """Where one request's outputs go, and what /slots shows of it."""
+    """Where one request's outputs go."""
 
     generation: Generation
     index: int
     timer: RequestTimer
-    num_prompt_tokens: int
-    num_decoded: int = 0
+    with_progress: bool
 
 
 class EngineThread:
@@ -94,7 +97,7 @@ class EngineThread:
         self._max_open = core.max_sequences + max_waiting
         self._open: set[tuple[Generation, int]] = set()  # of the event loop
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._routes: dict[int, _Route] = {}  # of the thread, as all below; in order of arrival
+        self._routes: dict[int, _Route] = {}  # of the thread, as all below
         self._is_running = True
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -116,9 +119,12 @@ class EngineThread:
         token_ids: Sequence[int],
         choices: Sequence[SamplingParams],
         timeout_s: float | None = None,
+        *,
+        with_progress: bool = False,
     ) -> Generation:
         """Starts one answer per element of `choices`; returns once the engine has accepted them.
 
+        with_progress: say how much of the prompt is read, for the first choice.
         Raises RequestError where the engine refuses, ApiError 429 where the queue is full.
         """
         if not self._is_running:
@@ -132,7 +138,9 @@ class EngineThread:
         generation = Generation(self, len(choices), deadline_s)
         self._open.update((generation, index) for index in range(len(choices)))
         accepted: asyncio.Future[None] = loop.create_future()
-        self._commands.put(lambda: self._submit(generation, token_ids, choices, accepted))
+        self._commands.put(
+            lambda: self._submit(generation, token_ids, choices, with_progress, accepted)
+        )
         try:
             await accepted
         except BaseException:
@@ -163,12 +171,16 @@ class EngineThread:
             {"id": index, "n_ctx": self.core.context, "is_processing": False}
             for index in range(self.core.max_sequences)
         ]
-        for place, (request_id, route) in zip(places, self._routes.items(), strict=False):
+        for place, request in zip(places, self.core.running, strict=False):
             place |= {
                 "is_processing": True,
-                "id_task": request_id,
-                "n_prompt_tokens": route.num_prompt_tokens,
-                "n_decoded": route.num_decoded,
+                "id_task": request.request_id,
+                "n_prompt_tokens": request.num_prompt_tokens,
+                "n_prompt_tokens_cache": request.num_cached_tokens,
+                "n_prompt_tokens_processed": min(
+                    request.num_computed_tokens, request.num_prompt_tokens
+                ),
+                "n_decoded": request.num_generated,
             }
         return places
 
@@ -205,23 +217,33 @@ class EngineThread:
         for output in outputs:
             route = self._routes.get(output.request_id)
             if route is not None:
-                route.num_decoded += output.token_id is not None
                 self._deliver(route, output)
             if output.finish_reason is not None:
                 self._routes.pop(output.request_id, None)
+        if any(route.with_progress for route in self._routes.values()):
+            self._report_progress()
+
+    def _report_progress(self) -> None:
+        for request in self.core.running:
+            route = self._routes.get(request.request_id)
+            if route is not None and route.with_progress and request.num_generated == 0:
+                arrival = (route.index, request)
+                _call_in_loop(route.generation.loop, route.generation.outputs.put_nowait, arrival)
 
     def _submit(
         self,
         generation: Generation,
         token_ids: Sequence[int],
         choices: Sequence[SamplingParams],
+        with_progress: bool,
         accepted: "asyncio.Future[None]",
     ) -> None:
         try:
             for index, params in enumerate(choices):
                 request_id = self.core.submit(token_ids, params)
                 timer = self._metrics.request(len(token_ids))
-                self._routes[request_id] = _Route(generation, index, timer, len(token_ids))
+                is_shown = with_progress and index == 0
+                self._routes[request_id] = _Route(generation, index, timer, is_shown)
         except Exception as error:
             _call_in_loop(generation.loop, _settle, accepted, error)
         else:

@@ -103,6 +103,7 @@ async def start_chat(
     stop: Sequence[str] = (),
     parallel_tool_calls: bool = True,
     form: AnswerForm | None = None,
+    with_progress: bool = False,
 ) -> Answer:
     """Renders a conversation and hands it to the engine.
 
@@ -122,6 +123,7 @@ async def start_chat(
         history=chat.messages,
         parallel_tool_calls=parallel_tool_calls,
         timeout_s=service.settings.request_timeout_s,
+        with_progress=with_progress,
     )
 
 

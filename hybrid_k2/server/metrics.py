@@ -4,9 +4,9 @@ Every metric is called hybrid_k2_*; those that vLLM has too appear a second time
 that dashboards made for it work. Knows nothing of HTTP; the engine's thread reports to it.
 """
 
+import dataclasses
 import time
 from collections.abc import Iterator
-from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -24,6 +24,10 @@ _VLLM_NAMES = frozenset(
         "time_to_first_token_seconds",
         "inter_token_latency_seconds",
         "e2e_request_latency_seconds",
+        "request_queue_time_seconds",
+        "request_prefill_time_seconds",
+        "num_preemptions",
+        "kv_cache_usage_perc",
         "num_requests_running",
         "num_requests_waiting",
         "prefix_cache_queries",
@@ -48,6 +52,12 @@ class Metrics:
         )
         self._between_tokens_s = self._histogram(
             "inter_token_latency_seconds", "From one token of an answer to the next", _TOKEN_BUCKETS
+        )
+        self._queue_s = self._histogram(
+            "request_queue_time_seconds", "From a request to its place in the engine", _WAIT_BUCKETS
+        )
+        self._prefill_s = self._histogram(
+            "request_prefill_time_seconds", "From its place to its first token", _WAIT_BUCKETS
         )
         self._whole_s = self._histogram(
             "e2e_request_latency_seconds", "From a request to its end", _WAIT_BUCKETS
@@ -98,7 +108,10 @@ class RequestTimer:
         if output.token_id is not None:
             metrics._generation_tokens.inc()
             if self._latest_s is None:
-                metrics._first_token_s.observe(now_s - self._started_s)
+                waited_s = now_s - self._started_s
+                metrics._first_token_s.observe(waited_s)
+                metrics._queue_s.observe(output.queued_s)
+                metrics._prefill_s.observe(max(waited_s - output.queued_s, 0.0))
                 metrics._prompt_tokens.inc(self._num_prompt_tokens)
                 metrics._cache_queries.inc(self._num_prompt_tokens)
                 metrics._cache_hits.inc(output.num_cached_tokens)
@@ -126,14 +139,16 @@ class _EngineTotals:
     def _of(self, core: EngineCore) -> Iterator[Metric]:
         yield _gauge("num_requests_running", "Requests in the engine's places", core.num_running)
         yield _gauge("num_requests_waiting", "Requests that wait for a place", core.num_waiting)
-        stats = core.stats
-        for field in fields(stats):
-            name = field.name.removesuffix("_s") + "_seconds" * field.name.endswith("_s")
-            family = CounterMetricFamily(
-                f"{PREFIX}engine_{name}", "Total since the model was opened"
-            )
-            family.add_metric([], getattr(stats, field.name))
-            yield family
+        stats = dataclasses.asdict(core.stats)
+        yield _counter(
+            "num_preemptions", "Requests set back for want of pages", stats["preemptions"]
+        )
+        for field, value in stats.items():
+            name = field.removesuffix("_s") + "_seconds" * field.endswith("_s")
+            yield _counter(f"engine_{name}", "Since the model was opened", value)
+        memory, *_ = core.cache_stats().tiers
+        share = memory.pages_in_use / max(memory.pages_total, 1)
+        yield _gauge("kv_cache_usage_perc", "Share of the KV pages that requests hold", share)
 
 
 class _WithVllmNames:
@@ -161,6 +176,10 @@ class _WithVllmNames:
 
 def _vllm(name: str) -> str:
     return f"vllm:{name.removeprefix(PREFIX)}"
+
+
+def _counter(name: str, what: str, value: float) -> Metric:
+    return CounterMetricFamily(PREFIX + name, what, value)
 
 
 def _gauge(name: str, what: str, value: float) -> Metric:

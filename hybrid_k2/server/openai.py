@@ -12,6 +12,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from hybrid_k2.engine import RunningRequest
 from hybrid_k2.engine.sampler import TokenLogprobs
 from hybrid_k2.server.answer import Answer, Piece, Usage
 from hybrid_k2.server.constraints import answer_form
@@ -77,6 +78,7 @@ class ChatCompletions:
             stop=body.stop_strings,
             parallel_tool_calls=parallel_tool_calls,
             form=form,
+            with_progress=bool(body.stream and body.return_progress),
         )
         shape = functools.partial(_Chat, self._service, body)
         return await respond(request, self._service, start, shape, stream=bool(body.stream))
@@ -117,6 +119,9 @@ class _Chat:
         for index in range(self._body.n or 1):
             yield self._chunk(index, {"role": "assistant", "content": ""})
         async for piece in self._answer.pieces():
+            if piece.progress is not None:
+                progress = self._progress(piece.progress)
+                yield data_event(self._object("chat.completion.chunk", [], **progress))
             if piece.reasoning:
                 yield self._chunk(piece.index, self._reasoning(piece.reasoning))
             if piece.content or piece.logprobs:
@@ -135,6 +140,18 @@ class _Chat:
 
     def error_event(self, error: ApiError) -> str:
         return data_event(error.body)
+
+    def _progress(self, request: RunningRequest) -> dict[str, Any]:
+        """How far the prompt is read, under llama.cpp's names."""
+        time_ms = (time.perf_counter() - self._answer.timings.started_s) * 1e3
+        return {
+            "prompt_progress": {
+                "total": request.num_prompt_tokens,
+                "cache": request.num_cached_tokens,
+                "processed": request.num_computed_tokens,
+                "time_ms": round(time_ms),
+            }
+        }
 
     def _reasoning(self, text: str) -> dict[str, str]:
         """Reasoning under each name by which clients look for it."""

@@ -3,6 +3,7 @@
 Knows nothing of prompts or answers.
 """
 
+import dataclasses
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -37,5 +38,15 @@ def create_router(service: Service) -> APIRouter:
     @router.get("/slots")
     async def slots() -> list[dict[str, Any]]:
         return await service.thread.call(service.thread.slots)
+
+    @router.get("/v1/cache")
+    async def cache() -> dict[str, Any]:
+        stats = await service.thread.call(service.core.cache_stats)
+        return {"object": "cache", **dataclasses.asdict(stats)}
+
+    @router.delete("/v1/cache")
+    async def clear_cache() -> dict[str, Any]:
+        await service.thread.call(service.core.clear_cache)
+        return {"object": "cache", "deleted": True}
 
     return router

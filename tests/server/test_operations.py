@@ -86,7 +86,10 @@ def test_requests_and_their_tokens_are_counted(serve):
     hits = second.prompt_tokens_details.cached_tokens
     assert hits > 0
     assert found["hybrid_k2_prefix_cache_hits_total",] == hits
-    assert found["vllm:time_to_first_token_seconds_count", label] == 2
+    for name in ("time_to_first_token", "request_queue_time", "request_prefill_time"):
+        assert found[f"vllm:{name}_seconds_count", label] == 2
+    assert found["vllm:num_preemptions_total", label] == 0
+    assert found["hybrid_k2_kv_cache_usage_perc",] == 0
     assert found["hybrid_k2_inter_token_latency_seconds_count",] == num_generated - 2
     for reason, count in (("stop", 2), ("error", 1)):
         assert found["hybrid_k2_request_success_total", ("finished_reason", reason)] == count
@@ -129,10 +132,41 @@ def test_slots_show_who_is_at_work_and_nothing_said(serve):
     busy, idle = json.loads(get(server, "/slots")[1])
     num_prompt = ask(server, ENDLESSLY, max_tokens=1).usage.prompt_tokens
     assert (busy["is_processing"], busy["n_prompt_tokens"]) == (True, num_prompt)
+    assert busy["n_prompt_tokens_processed"] == num_prompt
     assert busy["n_decoded"] >= 4
     context = server.engine.core.context
     assert idle == {"id": 1, "n_ctx": context, "is_processing": False}
     stream.close()
+
+
+def test_progress_is_told_while_a_prompt_is_read(serve):
+    engine = ScriptedEngine(prefill_chunk=64)
+    long = [{"role": "user", "content": "hello " * 60}]
+    num_prompt = len(engine.template.render(long))
+    options = {"stream": True, "max_tokens": 1, "extra_body": {"return_progress": True}}
+    chunks = list(ask(serve(engine), long, **options))
+    told = [chunk.prompt_progress for chunk in chunks if hasattr(chunk, "prompt_progress")]
+    assert [step["processed"] for step in told] == list(range(64, num_prompt, 64))
+    assert {(step["total"], step["cache"]) for step in told} == {(num_prompt, 0)}
+
+
+def test_the_prefix_cache_can_be_seen_and_cleared(serve):
+    server = serve(ScriptedEngine())
+    for _ in range(2):
+        ask(server, [{"role": "user", "content": "hello " * 60}])
+        again = ask(server, [{"role": "user", "content": "hello " * 60}])
+        assert again.usage.prompt_tokens_details.cached_tokens > 0
+        status, text, _ = get(server, "/v1/cache")
+        cache = json.loads(text)
+        assert (status, cache["object"]) == (200, "cache")
+        [memory] = cache["tiers"]
+        assert memory["name"] == "memory" and memory["pages_cached"] > 0
+        assert cache["hit_tokens"] > 0
+        status, text, _ = get(server, "/v1/cache", "DELETE")
+        assert (status, json.loads(text)["deleted"]) == (200, True)
+        [memory] = json.loads(get(server, "/v1/cache")[1])["tiers"]
+        assert memory["pages_cached"] == 0
+    assert ask(server).usage.prompt_tokens_details.cached_tokens == 0
 
 
 def test_a_line_of_log_says_who_and_how_much_but_not_what(serve, caplog):
