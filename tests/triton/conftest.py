@@ -1,7 +1,8 @@
 """Triton kernels on whatever there is: the GPU, or Triton's interpreter on the CPU.
 
 The same tests run on both; on a GPU they carry the marker `gpu`. Owns what the interpreter
-lacks: numpy has no bfloat16, so its dot would multiply bit patterns.
+lacks: numpy has no bfloat16, so its dot would multiply bit patterns; and since numpy 2.4 an array
+of one element is no index, so a loop up to a loaded number would not start.
 """
 
 import os
@@ -54,3 +55,10 @@ def _interpreter_multiplies_bfloat16() -> None:
         return dot(self, widened(a), widened(b), *rest)
 
     interpreter.InterpreterBuilder.create_dot = create_dot
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def patch_tensor_and_index(tensor, *scope):
+        patch_tensor(tensor, *scope)
+        tensor.__index__ = lambda self: self.handle.data.item()
+
+    interpreter._patch_lang_tensor = patch_tensor_and_index
