@@ -26,6 +26,7 @@ from hybrid_k2.engine.page_file import (
     PageFile,
     PageFileError,
     chain_digests,
+    file_bytes,
     read_header,
     read_pages,
     write_page_file,
@@ -288,7 +289,10 @@ class DiskCache:
                 if job.is_given_up:
                     return
                 data = self._pool.read_pages(job.page_ids[first:last]).numpy()
-            self._make_room(data.nbytes)
+            num_bytes = file_bytes(
+                self._identity, self._pool.page_bytes, first, num_pages=last - first
+            )
+            self._make_room(num_bytes)
             name, ids = _name(chain[first]), job.ids[: last * PAGE_TOKENS]
             write_page_file(
                 self._folder / name, self._identity, first, ids, chain[first:last], data
@@ -296,13 +300,13 @@ class DiskCache:
             with self._changed:
                 self._headers.pop(name, None)
                 self._names.add(name)
-                self._written_bytes += data.nbytes
+                self._written_bytes += num_bytes
             first = last
 
     def _make_room(self, num_bytes: int) -> None:
         """Deletes the files used longest ago, of any model, until so many bytes fit the quota."""
         if num_bytes > self._quota_bytes:
-            raise OSError(f"{num_bytes} bytes of pages exceed the quota of {self._quota_bytes}")
+            raise OSError(f"a file of {num_bytes} bytes exceeds the quota of {self._quota_bytes}")
         folders = [Path(entry.path) for entry in _entries(self._root, _FOLDER)]
         files = sorted(file for folder in folders for file in _sizes(folder))
         total_bytes = num_bytes + sum(size for _, size, _ in files)
@@ -351,8 +355,12 @@ def _name(link: bytes) -> str:
 
 
 def _entries(folder: Path, pattern: re.Pattern[str]) -> Iterator[os.DirEntry[str]]:
+    """Folders or files of ours by name; no link, and nothing whose opening would wait."""
     with os.scandir(folder) as entries:
-        yield from (entry for entry in entries if pattern.fullmatch(entry.name))
+        for entry in entries:
+            is_plain = entry.is_dir if pattern is _FOLDER else entry.is_file
+            if pattern.fullmatch(entry.name) and is_plain(follow_symlinks=False):
+                yield entry
 
 
 def _sizes(folder: Path) -> Iterator[tuple[float, int, Path]]:

@@ -107,8 +107,7 @@ def write_page_file(
     page_bytes]. Without fsync: what a power failure loses differs from its digests.
     """
     digests = [_digest(link, page) for link, page in zip(chain, data, strict=True)]
-    header = json.dumps(_header(identity, data.shape[1], first_page, digests)).encode()
-    header += b" " * (-len(header) % 8)
+    header = _header_bytes(identity, data.shape[1], first_page, digests)
     unfinished = temporary_path(path)
     try:
         with open(unfinished, "xb", opener=_owner_only) as file:
@@ -120,6 +119,12 @@ def write_page_file(
         with suppress(OSError):
             os.unlink(unfinished)
         raise
+
+
+def file_bytes(identity: str, page_bytes: int, first_page: int, num_pages: int) -> int:
+    """The size of a file before it is written."""
+    header = _header_bytes(identity, page_bytes, first_page, [bytes(32)] * num_pages)
+    return 8 + len(header) + 4 * PAGE_TOKENS * (first_page + num_pages) + num_pages * page_bytes
 
 
 def temporary_path(path: Path) -> Path:
@@ -147,6 +152,11 @@ def _header(
             "data_offsets": [4 * num_ids, pages_end],
         },
     }
+
+
+def _header_bytes(identity: str, page_bytes: int, first_page: int, digests: list[bytes]) -> bytes:
+    header = json.dumps(_header(identity, page_bytes, first_page, digests)).encode()
+    return header + b" " * (-len(header) % 8)
 
 
 def _digest(link: bytes, page: np.ndarray) -> bytes:

@@ -1,4 +1,4 @@
-"""Pages shared among requests: each prefix is computed once, and nothing is lost when they run out."""
+"""Pages shared among requests: a prefix is computed once, and nothing is lost when they run out."""
 
 import json
 from dataclasses import asdict
@@ -104,7 +104,7 @@ def test_requests_that_do_not_fit_together_wait_or_start_again_and_answer_the_sa
 
 
 def test_the_oldest_request_is_never_set_back():
-    engine, model = open_paged(9, max_sequences=4)
+    engine, _ = open_paged(9, max_sequences=4)
     params = SamplingParams(temperature=0, max_tokens=300, ignore_eos=True)
     ids = [engine.submit([base] * 100, params) for base in (1, 2, 3)]
     ended = []
@@ -200,7 +200,7 @@ def test_pages_evicted_to_ram_come_back_without_being_computed(ram_pages):
     assert tokens == answer(LONG)
     assert last.num_cached_tokens >= PAGE_TOKENS * 4
     assert computed(model) == len(LONG) - last.num_cached_tokens + 7
-    memory, ram = engine.cache_stats().tiers
+    _, ram = engine.cache_stats().tiers
     assert ram.hit_tokens > 0 and ram.pages_cached <= ram_pages
     check_pages(engine)
 
