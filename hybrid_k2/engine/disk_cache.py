@@ -99,8 +99,8 @@ class DiskCache:
         self._written_bytes = 0
         self._is_closing = False
         self._has_warned = False
-        # Guards all of the above; held while pages are copied out, never while a file is written.
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # guards all of the above, never held for long
+        self._copying = threading.Lock()  # held while pages are copied out
         self._thread: threading.Thread | None = None
 
     def find(self, ids: np.ndarray, first: int, salt: str) -> Run | None:
@@ -123,7 +123,7 @@ class DiskCache:
         try:
             with (
                 open(path, "rb", buffering=0) as file,
-                ThreadPoolExecutor(_READ_THREADS, "hybrid-k2-cache-read") as threads,
+                ThreadPoolExecutor(_READ_THREADS, "hybrid-k2-cache-read", _use_one_core) as threads,
             ):
                 parts = [page_ids[start : start + block] for start in starts]
                 load = lambda start, part: self._load(file, header, run, start, part)  # noqa: E731
@@ -169,6 +169,8 @@ class DiskCache:
             self._finished.clear()
             for job in jobs:
                 job.is_given_up = True
+        with self._copying:
+            for job in jobs:
                 self._pool.free(job.page_ids)
         return bool(jobs)
 
@@ -255,6 +257,7 @@ class DiskCache:
 
     def _write_queued(self) -> None:
         """The thread: writes what is queued until close()."""
+        _use_one_core()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: bool(self._queue) or self._is_closing)
@@ -285,7 +288,7 @@ class DiskCache:
                 first += found.num_pages
                 continue
             last = min(first + run_pages, len(chain))
-            with self._changed:
+            with self._copying:
                 if job.is_given_up:
                     return
                 data = self._pool.read_pages(job.page_ids[first:last]).numpy()
@@ -348,6 +351,13 @@ def prepare_directory(directory: Path) -> None:
             f"cache directory {directory}: {error.strerror or error}; give one that can be "
             "written to, or none"
         ) from error
+
+
+def _use_one_core() -> None:
+    """Keeps torch from starting a team of spinning threads for this one, beside the kernels'."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def _name(link: bytes) -> str:

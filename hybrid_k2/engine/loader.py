@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -55,7 +55,8 @@ def load_model(
     kernels = open_cpu_kernels(runtime)
     total_bytes = sum(entry.module.num_bytes for entry in plan.entries)
     done_bytes = 0
-    modules, shared = {}, {}
+    modules: dict[str, Any] = {}
+    shared: dict[str, Any] = {}
 
     def count(num_bytes: int) -> None:
         nonlocal done_bytes
