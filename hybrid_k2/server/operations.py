@@ -3,6 +3,7 @@
 Knows nothing of prompts or answers.
 """
 
+import asyncio
 import dataclasses
 from typing import Any
 
@@ -32,7 +33,8 @@ def create_router(service: Service) -> APIRouter:
 
     @router.get("/metrics")
     async def metrics() -> Response:
-        text = service.metrics.text(service.model_name)
+        # In a thread: the prefix cache's disk tier looks into its folder.
+        text = await asyncio.to_thread(service.metrics.text, service.model_name)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     @router.get("/slots")
