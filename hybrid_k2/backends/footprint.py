@@ -9,19 +9,23 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from hybrid_k2.backends.registry import MMAP, BackendSpec
+from hybrid_k2.backends.registry import MMAP, BackendSpec, stays_stored
 from hybrid_k2.backends.weight_memory import ram_bytes
 
 if TYPE_CHECKING:
     from hybrid_k2.config import K2Config, RuntimeConfig
     from hybrid_k2.quant.stored import StoredTensor
 
-_FLOAT32 = 4
+_FLOAT32, _BFLOAT16 = 4, 2
+# The KV cache is given out in such pages: PAGE_TOKENS of model/pages.py.
+KV_PAGE_TOKENS = 64
 _KV_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Rows decoded at a time (float32 and its bfloat16 copy): `_SCRATCH_BYTES` of backends/linear.py.
 _LINEAR_SCRATCH_BYTES = (256 + 128) << 20
 # One block of scores or decompressed keys: `_SCRATCH_BYTES` of backends/attention.py.
 _ATTENTION_SCRATCH_BYTES = 64 << 20
+# Decompressed keys and values of some heads: `_SCRATCH_BYTES` of backends/attention_gpu.py.
+_GPU_ATTENTION_SCRATCH_BYTES = 512 << 20
 
 # What a process costs before any weight: Python, torch and the kernels' buffers; a CUDA context
 # with cuBLAS workspaces and the allocator's slack. With these, K2's non-routed weights on an H200
@@ -55,16 +59,24 @@ def footprint(
     kwargs: Mapping[str, Any],
     config: "K2Config",
     runtime: "RuntimeConfig",
+    cache_tokens: int | None = None,
 ) -> Footprint:
-    """Bytes of a module of `module_class` on `spec`; `kwargs` as `spec.resolve_kwargs` returns."""
+    """Bytes of a module of `module_class` on `spec`; `kwargs` as `spec.resolve_kwargs` returns.
+
+    cache_tokens: that the KV cache has room for; by default those of one sequence.
+    """
     device = kwargs.get("device", "cpu")
     stored_bytes = sum(tensor.num_bytes for tensor in tensors.values())
-    num_weights = sum(prod(tensor.shape) for tensor in tensors.values())
+    num_weights = _num_weights(tensors)
     if module_class == "Embedding":  # rows are decoded on the CPU and then moved
         row_bytes = stored_bytes // max(1, tensors["weight"].shape[0])
         return Footprint(mapped=stored_bytes, reads={"cpu": row_bytes})
     if module_class == "Attention":
-        return _attention(tensors, kwargs, config, runtime)
+        cache_tokens = cache_tokens or sequence_tokens(config, runtime)
+        kv = cache_tokens * kv_bytes_per_token(config, kwargs.get("kv_dtype", "float32"))
+        if spec.name == "attention_gpu":
+            return _attention_gpu(tensors, device, config, runtime, kv)
+        return _attention(tensors, device, config, runtime, kv)
     if module_class == "Norm" or (module_class == "Router" and device != "cpu"):
         return _resident(device, _FLOAT32 * num_weights)
     if module_class == "Router":
@@ -80,16 +92,20 @@ def footprint(
         scratch = _chunk_tokens(config, runtime) * widest * (_FLOAT32 + 2)
     if spec.name == "reference":
         scratch += max(_FLOAT32 * prod(tensor.shape[-2:]) for tensor in tensors.values())
-    if device == "cpu":
+    if device == "cpu" or spec.name == "experts_hybrid":
         load = kwargs.get("load", MMAP)
         ram = ram_bytes([tensor.num_bytes for tensor in tensors.values()], load)
         mapped = stored_bytes if load == MMAP else 0
-        return Footprint(mapped, ram, scratch={"cpu": scratch}, reads={"cpu": reads})
+        scratches, vram = {"cpu": scratch}, {}
+        if device != "cpu":  # the ring is one for all layers, and each accounts for its part
+            num_layers = config.num_hidden_layers - config.first_k_dense_replace
+            vram[device] = kwargs["stream_mb"] * 10**6 // num_layers
+            scratches[device] = _one_expert_scratch(tensors, config, runtime)
+        return Footprint(mapped, ram, vram, scratch=scratches, reads={"cpu": reads})
     if spec.name == "reference":
         return Footprint(stored_bytes, scratch={device: scratch}, reads={"cpu": reads})
-    if kwargs["weights"] == "bfloat16":
-        return _resident(device, 2 * num_weights, scratch + _LINEAR_SCRATCH_BYTES)
-    return _resident(device, stored_bytes, scratch + _LINEAR_SCRATCH_BYTES)
+    num_bytes = _gpu_bytes(tensors, is_stored=kwargs["weights"] == "stored")
+    return _resident(device, num_bytes, scratch + _LINEAR_SCRATCH_BYTES)
 
 
 def kv_bytes_per_token(config: "K2Config", kv_dtype: str) -> int:
@@ -100,6 +116,38 @@ def kv_bytes_per_token(config: "K2Config", kv_dtype: str) -> int:
 def context_tokens(config: "K2Config", runtime: "RuntimeConfig") -> int:
     """Tokens the KV cache is sized for: the run's context, at most (and for 0) the model's."""
     return min(runtime.context or config.max_position_embeddings, config.max_position_embeddings)
+
+
+def sequence_tokens(config: "K2Config", runtime: "RuntimeConfig") -> int:
+    """Tokens of KV cache that a sequence of the whole context takes: whole pages, and one more for
+    a page that is shared when it is written to.
+    """
+    return (-(-context_tokens(config, runtime) // KV_PAGE_TOKENS) + 1) * KV_PAGE_TOKENS
+
+
+def _num_weights(tensors: Mapping[str, "StoredTensor"]) -> int:
+    return sum(prod(tensor.shape) for tensor in tensors.values())
+
+
+def _gpu_bytes(tensors: Mapping[str, "StoredTensor"], *, is_stored: bool) -> int:
+    """VRAM of weights that keep their blocks where kernels read their format, else bfloat16."""
+    return sum(
+        tensor.num_bytes
+        if is_stored and stays_stored(tensor.quant.name)
+        else _BFLOAT16 * prod(tensor.shape)
+        for tensor in tensors.values()
+    )
+
+
+def _one_expert_scratch(
+    tensors: Mapping[str, "StoredTensor"], config: "K2Config", runtime: "RuntimeConfig"
+) -> int:
+    """An expert decoded, and activations of a chunk: x in bfloat16, y, and the CPU's y; the tokens
+    of one expert are few beside those.
+    """
+    decoded = _BFLOAT16 * _num_weights(tensors) // config.n_routed_experts
+    chunk = _chunk_tokens(config, runtime) * config.hidden_size
+    return decoded + chunk * (_BFLOAT16 + 2 * _FLOAT32)
 
 
 def _chunk_tokens(config: "K2Config", runtime: "RuntimeConfig") -> int:
@@ -118,16 +166,33 @@ def _resident(device: str, num_bytes: int, scratch: int = 0) -> Footprint:
     )
 
 
-def _attention(
+def _attention_gpu(
     tensors: Mapping[str, "StoredTensor"],
-    kwargs: Mapping[str, Any],
+    device: str,
     config: "K2Config",
     runtime: "RuntimeConfig",
+    kv: int,
 ) -> Footprint:
-    device = kwargs.get("device", "cpu")
-    kv_dtype = kwargs.get("kv_dtype", "float32" if device == "cpu" else "bfloat16")
+    weights = _gpu_bytes(tensors, is_stored="k_b_proj" in tensors)
+    # The latents in one piece, keys and values (once more while they are padded), queries and
+    # outputs of the chunk.
+    head = config.qk_head_dim * _BFLOAT16
+    latents = context_tokens(config, runtime) * config.latent_dim * _BFLOAT16
+    one_head = 3 * context_tokens(config, runtime) * head
+    block = max(one_head, 3 * _GPU_ATTENTION_SCRATCH_BYTES // 2)
+    queries = 6 * _chunk_tokens(config, runtime) * config.num_attention_heads * head
+    scratch = {device: latents + min(block, one_head * config.num_attention_heads) + queries}
+    return Footprint(vram={device: weights + kv}, kv=kv, scratch=scratch, reads={device: weights})
+
+
+def _attention(
+    tensors: Mapping[str, "StoredTensor"],
+    device: str,
+    config: "K2Config",
+    runtime: "RuntimeConfig",
+    kv: int,
+) -> Footprint:
     context = context_tokens(config, runtime)
-    kv = context * kv_bytes_per_token(config, kv_dtype)
     # Keys, values and scores of a block of heads, its softmax and mask; the latents in float32.
     chunk = _chunk_tokens(config, runtime)
     one_head = context * (config.qk_head_dim + config.v_head_dim + chunk) * _FLOAT32

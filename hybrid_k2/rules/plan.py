@@ -18,6 +18,7 @@ from hybrid_k2.backends.footprint import (
     Footprint,
     context_tokens,
     footprint,
+    sequence_tokens,
 )
 from hybrid_k2.backends.registry import BACKENDS, MMAP, RAM_HUGE
 from hybrid_k2.errors import PlanError
@@ -49,13 +50,15 @@ class PlanEntry:
 class Plan:
     """Where everything runs. All sizes are bytes; devices are named as torch names them.
 
-    context: tokens the KV cache is sized for. ram_limit, vram_limits: what may be used, None or
+    context: most tokens of one sequence. cache_tokens: those that the KV cache has room for, of all
+    sequences together. ram_limit, vram_limits: what may be used, None or
     absent where unknown. notes: what a reader of the plan should know. ram_bandwidth: bytes/s.
     """
 
     entries: tuple[PlanEntry, ...]
     rules_file: str
     context: int
+    cache_tokens: int
     ram_limit: int
     vram_limits: Mapping[str, int]
     notes: tuple[str, ...] = ()
@@ -86,7 +89,7 @@ class Plan:
 
     @property
     def kv_bytes(self) -> int:
-        """The KV cache of `context` tokens, on all devices."""
+        """The KV cache, on all devices."""
         return sum(entry.footprint.kv for entry in self.entries)
 
     @property
@@ -159,9 +162,10 @@ def make_plan(
     if wants_huge_pages and hardware.huge_pages not in ("always", "madvise"):
         notes.append("load: ram+hugepages: this system has huge pages off; ordinary ones are used")
     plan = Plan(
-        entries=_entries(assignments, config, runtime),
+        entries=(),
         rules_file=rules.file,
         context=context,
+        cache_tokens=0,
         ram_limit=_least(hardware.ram_available, rules.ram, runtime.ram_bytes),
         vram_limits={
             device: _least(free, rules.vram, runtime.vram_bytes)
@@ -170,7 +174,13 @@ def make_plan(
         notes=(*rules.notes, *notes),
         ram_bandwidth=hardware.ram_bandwidth,
     )
-    problem = _problem(plan, allow_disk or rules.allow_disk)
+    for num_sequences in range(runtime.max_sequences, 0, -1):
+        cache_tokens = num_sequences * sequence_tokens(config, runtime)
+        entries = _entries(assignments, config, runtime, cache_tokens)
+        plan = replace(plan, entries=entries, cache_tokens=cache_tokens)
+        problem = _problem(plan, allow_disk or rules.allow_disk)
+        if problem is None:
+            break
     if problem is not None:
         advice = _context_advice(assignments, plan, config, runtime, allow_disk or rules.allow_disk)
         raise PlanError(problem + advice)
@@ -186,7 +196,10 @@ def make_plan(
 
 
 def _entries(
-    assignments: Sequence[Assignment], config: K2Config, runtime: RuntimeConfig
+    assignments: Sequence[Assignment],
+    config: K2Config,
+    runtime: RuntimeConfig,
+    cache_tokens: int,
 ) -> tuple[PlanEntry, ...]:
     entries = []
     for assignment in assignments:
@@ -198,6 +211,7 @@ def _entries(
             placement.kwargs,
             config,
             runtime,
+            cache_tokens,
         )
         entries.append(
             PlanEntry(module, placement.backend, placement.kwargs, assignment.rule_line, cost)
@@ -270,7 +284,9 @@ def _context_advice(
     context = plan.context // 2
     while context >= 512:
         smaller = replace(runtime, context=context)
-        trial = replace(plan, entries=_entries(assignments, config, smaller), context=context)
+        cache_tokens = sequence_tokens(config, smaller)
+        entries = _entries(assignments, config, smaller, cache_tokens)
+        trial = replace(plan, entries=entries, context=context, cache_tokens=cache_tokens)
         if _problem(trial, allow_disk) is None:
             return f"; --context {context} would fit"
         context //= 2

@@ -34,6 +34,7 @@ def plan_dict(plan: Plan) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "rules": plan.rules_file,
         "context": plan.context,
+        "cache_tokens": plan.cache_tokens,
         "modules": [
             {
                 "name": entry.module.name,
@@ -125,7 +126,10 @@ def _totals(plan: Plan) -> list[str]:
     for device, num_bytes in plan.vram_bytes.items():
         limit = format_size(plan.vram_limits[device])
         lines.append(f"{device:7} {format_size(num_bytes)} of {limit}")
-    lines.append(f"KV      {format_size(plan.kv_bytes)} for {plan.context} tokens")
+    lines.append(
+        f"KV      {format_size(plan.kv_bytes)} for {plan.cache_tokens} tokens, of which a sequence "
+        f"may have {plan.context}"
+    )
     reads = [
         f"{format_size(size)} {_memory(where)}" for where, size in plan.reads_per_token.items()
     ]

@@ -19,6 +19,7 @@ WORKSTATION = Hardware(
     ram_available=740 << 30,
     cpus=64,
     gpus=(Gpu("cuda:0", "Fake 24 GB", 24 << 30, int(23.4 * 2**30)),),
+    huge_pages="madvise",
 )
 
 
@@ -51,7 +52,7 @@ def test_the_totals_are_kimi_k2s_published_sizes() -> None:
     plan = plan_k2("1gpu-48gb", context=131072, hardware=gpu(48))
     # at 4.5 bits: all experts 570.76 GB, of which a token reads 11.89 GB; KV 9.21 GB at 128K
     assert entry_bytes(plan, ".mlp.experts") == 570_760_888_320
-    assert plan.kv_bytes == 131072 * 70272
+    assert plan.kv_bytes == plan.cache_tokens * 70272
     experts_read = 60 * 8 * 24_772_608
     embedding_row = 7168 * 34 // 32
     assert plan.reads_per_token["cpu"] == experts_read + embedding_row
@@ -77,6 +78,14 @@ def test_each_shipped_file_holds_the_context_it_promises(
     assert 0 < plan.vram_bytes["cuda:0"] <= plan.vram_limits["cuda:0"]
 
 
+def test_the_cache_holds_as_many_whole_sequences_as_fit_and_one_at_least() -> None:
+    sequence = 131072 + 64  # and a page for one that is shared when it is written to
+    assert plan_k2("1gpu-96gb", gpu(96), 131072).cache_tokens == 4 * sequence
+    assert plan_k2("1gpu-96gb", gpu(48), 131072).cache_tokens == 2 * sequence
+    assert plan_k2("1gpu-48gb", gpu(48), 131072, max_sequences=1).cache_tokens == sequence
+    assert plan_k2("1gpu-96gb", gpu(96), 1000).cache_tokens == 4 * (1024 + 64)
+
+
 def test_mapped_and_allocated_bytes_add_up_over_the_entries() -> None:
     plan = plan_k2("cpu", context=1000)
     costs = [entry.footprint for entry in plan.entries]
@@ -84,7 +93,7 @@ def test_mapped_and_allocated_bytes_add_up_over_the_entries() -> None:
     assert plan.mapped_bytes == sum(cost.mapped for cost in costs)
     assert plan.ram_bytes == PROCESS_RAM_BYTES + sum(cost.ram for cost in costs) + scratch
     assert plan.vram_bytes == {}
-    assert plan.kv_bytes == 61 * 1000 * 576 * 4
+    assert plan.kv_bytes == 61 * plan.cache_tokens * 576 * 4
 
 
 def test_a_device_that_is_used_at_all_costs_its_cuda_context() -> None:
@@ -125,12 +134,12 @@ def test_allow_disk_is_no_excuse_for_memory_that_must_be_allocated() -> None:
 
 def test_too_little_vram_names_the_rule_the_limit_and_a_context_that_fits() -> None:
     with pytest.raises(PlanError) as caught:
-        plan_k2("1gpu-24gb", context=131072)
+        plan_k2("1gpu-24gb", gpu(20), 131072)
     message = str(caught.value)
-    assert message.startswith("1gpu-24gb.yaml:24: does not fit: ")
-    assert "may use 25.1 GB" in message
+    assert message.startswith("1gpu-24gb.yaml:26: does not fit: ")
+    assert "may use 20.8 GB" in message
     suggested = int(message.partition("--context ")[2].split()[0])
-    plan_k2("1gpu-24gb", context=suggested)
+    plan_k2("1gpu-24gb", gpu(20), suggested)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +213,7 @@ def test_types_that_mix_within_a_group_are_all_named() -> None:
 
 def test_the_table_has_the_totals_and_the_ceiling_where_bandwidth_is_known() -> None:
     text = plan_k2("1gpu-24gb", replace(WORKSTATION, ram_bandwidth=400e9)).table()
-    for part in ("cuda:0 ", "mapped from the file", "KV      287.8 MB for 4096 tokens"):
+    for part in ("cuda:0 ", "mapped from the file", "KV      1.2 GB for 16640 tokens"):
         assert part in text
     assert "decode at most 33.6 tokens/s at 400.0 GB/s" in text  # 400 / 11.89
     assert "decode at most" not in plan_k2("1gpu-24gb").table()

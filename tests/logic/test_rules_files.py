@@ -17,6 +17,7 @@ SERVER = Hardware(
     ram_available=1 << 40,
     cpus=64,
     gpus=(Gpu("cuda:0", "Big", 96 << 30, 95 << 30),),
+    huge_pages="madvise",
 )
 FOLDER = Path(__file__).resolve().parents[2] / "optimize_rules"
 
