@@ -20,8 +20,14 @@ _TIMEOUT_S = 30.0  # a layer's part on the GPU takes microseconds; a graph behin
 class ExpertsHandoff:
     """Layers are numbered in the order of `experts`."""
 
-    def __init__(self, config: K2Config, experts: Sequence[ExpertsCpu], max_tokens: int) -> None:
-        """max_tokens: of the largest step. Takes pinned memory, so a CUDA driver must be there."""
+    def __init__(
+        self,
+        config: K2Config,
+        experts: Sequence[ExpertsCpu],
+        max_tokens: int,
+        device: torch.device,
+    ) -> None:
+        """max_tokens: of the largest step."""
 
         def pinned(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
             return torch.zeros(shape, dtype=dtype, pin_memory=True)
@@ -33,6 +39,7 @@ class ExpertsHandoff:
         self.expert_ids = pinned((max_tokens, config.num_experts_per_tok), torch.int32)
         self.weights = pinned((max_tokens, config.num_experts_per_tok), torch.float32)
         self.y = pinned((max_tokens, config.hidden_size), torch.float32)
+        self._passed = torch.zeros(num_layers, FLAG_STRIDE, dtype=torch.int32, device=device)
         self.step = 0
         memory = (self.published, self.answered, self.x, self.expert_ids, self.weights, self.y)
         self._handoff = experts[0].kernels.handoff([e.matrices for e in experts], *memory)
@@ -41,6 +48,18 @@ class ExpertsHandoff:
         """The next step's number, which the GPU must be given before it is launched."""
         self.step += 1
         return self.step
+
+    def take_in(
+        self, h: torch.Tensor, shared: torch.Tensor, layer: int, step: torch.Tensor
+    ) -> None:
+        """On the GPU: h += shared + the CPU's answer, once it is there.
+
+        h, shared: [B, H] float32.  step: int32 [1] on the GPU, the step's number.
+        """
+        from hybrid_k2.kernels.handoff import wait_and_add
+
+        y = self.y[: h.shape[0]]
+        wait_and_add(h, shared, y, self.answered[layer], self._passed[layer], step)
 
     def serve(self, num_tokens: int) -> np.ndarray:
         """Answers all layers of the step that was launched; float64 [layers, 2]: seconds waited for

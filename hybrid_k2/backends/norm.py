@@ -35,13 +35,13 @@ class Norm:
         """Weight and eps, for a kernel that takes the norm along."""
         return self._weight, self._eps
 
-    def add_to(
-        self, h: torch.Tensor, *added: torch.Tensor, **handoff: torch.Tensor | None
+    def after_adding(
+        self, h: torch.Tensor, added: torch.Tensor | None, host_x: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """h += added, in place and in one launch; returns the norm of h. On a GPU only.
+        """h += added, in place; returns the norm of h. One launch, on a GPU only.
 
-        handoff: what kernels.handoff.add_and_norm takes of the experts' mapped memory.
+        host_x: pinned memory that receives the result too.
         """
         from hybrid_k2.kernels.handoff import add_and_norm
 
-        return add_and_norm(h, added, self._weight, self._eps, **handoff)
+        return add_and_norm(h, added, self._weight, self._eps, host_x)

@@ -11,14 +11,15 @@ import triton
 import triton.language as tl
 
 _WARPS = 8
+_TAKEN = 512  # numbers of y that a program reads
 
 # One thread of the program tells; everything the program wrote before is visible to the CPU first.
 _TELL = tl.constexpr(
     "{ .reg .pred p; .reg .u32 t; mov.u32 t, %tid.x; setp.eq.u32 p, t, 0;"
     " @p st.release.sys.global.u32 [$1], $2; mov.u32 $0, $2; }"
 )
-# One thread asks: more of them would crowd the bus that the CPU's answer comes over (H200: 16 us a
-# layer with 8 warps asking).
+# One thread of one program asks the CPU, the others ask it: each look over the bus takes 1 us of
+# everybody's (H200: 16 us a layer with 8 warps looking, 65 with 56 programs).
 _WAIT = tl.constexpr(
     "{ .reg .pred p; .reg .u32 t, seen; mov.u32 t, %tid.x; setp.ne.u32 p, t, 0; @p bra DONE;"
     " AGAIN: ld.acquire.sys.global.u32 seen, [$1]; setp.ne.u32 p, seen, $2; @p bra AGAIN;"
@@ -121,21 +122,61 @@ def route_and_publish(
 
 
 @triton.jit
+def _take_kernel(
+    h,  # [n] float32, updated
+    added,  # [n] float32
+    y,  # [n] float32, host
+    answered,  # int32, host
+    passed,  # int32
+    step_ptr,  # int32
+    size,
+    BLOCK: tl.constexpr,
+):
+    part = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    here = part < size
+    values = tl.load(h + part, mask=here, other=0.0) + tl.load(added + part, mask=here, other=0.0)
+    step = tl.load(step_ptr)
+    if tl.program_id(0) == 0:
+        _wait_for(answered, step)
+        _tell(passed, step)
+    else:
+        _wait_for(passed, step)
+    # No cache of the GPU may answer for the host's memory.
+    values += tl.load(y + part, mask=here, other=0.0, cache_modifier=".cv")
+    tl.store(h + part, values, mask=here)
+
+
+def wait_and_add(
+    h: torch.Tensor,
+    added: torch.Tensor,
+    y: torch.Tensor,
+    answered: torch.Tensor,
+    passed: torch.Tensor,
+    step: torch.Tensor,
+) -> None:
+    """h += added + y, once the CPU has set `answered` to `step`.
+
+    Many programs read y, because one multiprocessor reads the host's memory at 5 GB/s only (H200).
+    They must all run at once, and do: there are 14 of 128 threads for each token.
+
+    h, added: [B, H] float32.  y: [B, H] float32, pinned.  answered: int32, pinned.  passed, step:
+    int32 on the device; `passed` is this layer's own.
+    """
+    _take_kernel[(triton.cdiv(h.numel(), _TAKEN),)](
+        h, added, y, answered, passed, step, h.numel(), BLOCK=_TAKEN, num_warps=4
+    )
+
+
+@triton.jit
 def _add_norm_kernel(
-    h,  # [B, H] float32, updated
-    first,  # [B, H] float32
-    second,  # [B, H] float32, host where WAITS
+    h,  # [B, H] float32, updated where HAS_ADDED
+    added,  # [B, H] float32
     weight,  # [H] float32
     x,  # [B, H] float32
     host_x,  # [B, H] float32, host
-    flag,  # int32, host
-    step_ptr,  # int32
     size,
     eps,
-    HAS_FIRST: tl.constexpr,
-    HAS_SECOND: tl.constexpr,
-    WAITS: tl.constexpr,
-    NORMS: tl.constexpr,
+    HAS_ADDED: tl.constexpr,
     PUBLISHES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -143,60 +184,39 @@ def _add_norm_kernel(
     here = columns < size
     row = tl.program_id(0) * size
     values = tl.load(h + row + columns, mask=here, other=0.0)
-    if HAS_FIRST:
-        values += tl.load(first + row + columns, mask=here, other=0.0)
-    if NORMS:
-        scale = tl.load(weight + columns, mask=here, other=0.0)
-    if WAITS:
-        _wait_for(flag, tl.load(step_ptr))
-        # No cache of the GPU may answer for the host's memory.
-        values += tl.load(second + row + columns, mask=here, other=0.0, cache_modifier=".cv")
-    elif HAS_SECOND:
-        values += tl.load(second + row + columns, mask=here, other=0.0)
-    tl.store(h + row + columns, values, mask=here)
-    if NORMS:
-        normed = values * tl.rsqrt(tl.sum(values * values, 0) / size + eps) * scale
-        tl.store(x + row + columns, normed, mask=here)
-        if PUBLISHES:
-            tl.store(host_x + row + columns, normed, mask=here)
+    scale = tl.load(weight + columns, mask=here, other=0.0)
+    if HAS_ADDED:
+        values += tl.load(added + row + columns, mask=here, other=0.0)
+        tl.store(h + row + columns, values, mask=here)
+    normed = values * tl.rsqrt(tl.sum(values * values, 0) / size + eps) * scale
+    tl.store(x + row + columns, normed, mask=here)
+    if PUBLISHES:
+        tl.store(host_x + row + columns, normed, mask=here)
 
 
 def add_and_norm(
     h: torch.Tensor,
-    added: tuple[torch.Tensor, ...],
-    weight: torch.Tensor | None,
+    added: torch.Tensor | None,
+    weight: torch.Tensor,
     eps: float,
-    *,
     host_x: torch.Tensor | None = None,
-    answered: torch.Tensor | None = None,
-    step: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """h += added; returns RMSNorm(h) * weight, h itself where weight is None.
+    """h += added; returns RMSNorm(h) * weight as a new [B, H] float32.
 
-    h, added: [B, H] float32; at most two.  host_x: pinned, receives the result too.
-    answered: pinned int32 flag; the last of `added` is then pinned too and read once the flag
-    holds `step` (int32 [1] on the device).
+    h, added: [B, H] float32.  weight: [H] float32.  host_x: pinned, receives the result too; it is
+    there when the flag of a later route_and_publish is.
     """
     num_tokens, size = h.shape
-    x = torch.empty_like(h) if weight is not None else h
-    first, second = (*added, None, None)[:2]
-    if answered is not None and len(added) == 1:
-        first, second = None, first
+    x = torch.empty_like(h)
     _add_norm_kernel[(num_tokens,)](
         h,
-        first,
-        second,
+        added,
         weight,
         x,
         host_x,
-        answered,
-        step,
         size,
         eps,
-        HAS_FIRST=first is not None,
-        HAS_SECOND=second is not None,
-        WAITS=answered is not None,
-        NORMS=weight is not None,
+        HAS_ADDED=added is not None,
         PUBLISHES=host_x is not None,
         BLOCK=triton.next_power_of_2(size),
         num_warps=_WARPS,

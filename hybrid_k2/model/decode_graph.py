@@ -59,7 +59,7 @@ class DecodeGraphs:
         self._device = modules["model.norm"].device
         moe_layers = range(config.first_k_dense_replace, config.num_hidden_layers)
         experts = [modules[f"model.layers.{i}.mlp.experts"] for i in moe_layers]
-        self._handoff = ExpertsHandoff(config, experts, MAX_SEQUENCES)
+        self._handoff = ExpertsHandoff(config, experts, MAX_SEQUENCES, self._device)
         self._inv_freq = rope.inv_freq.to(self._device)
         self._rope_factor = rope.attention_factor
         self._memory_pool = torch.cuda.graph_pool_handle()
@@ -117,27 +117,27 @@ class DecodeGraphs:
         inputs = step.inputs.to(device, non_blocking=True)
         number, positions, lengths, block_table = step.split(inputs)
         at = DecodePositions(block_table, positions, lengths, self._inv_freq, self._rope_factor)
-        added: tuple[torch.Tensor, ...] = ()  # what h lacks yet, and how to know that it is there
-        awaited: dict[str, torch.Tensor] = {}
+        added: torch.Tensor | None = None  # what h lacks yet
+        rows = slice(0, h.shape[0])
         for layer_idx in range(config.num_hidden_layers):
             name = f"model.layers.{layer_idx}"
-            x = modules[f"{name}.input_layernorm"].add_to(h, *added, **awaited)
+            x = modules[f"{name}.input_layernorm"].after_adding(h, added)
             attended = self._attention(layer_idx, x, at)
             post_norm = modules[f"{name}.post_attention_layernorm"]
             if layer_idx < config.first_k_dense_replace:
-                x = post_norm.add_to(h, attended)
-                added, awaited = (modules[f"{name}.mlp"](x),), {}
+                x = post_norm.after_adding(h, attended)
+                added = modules[f"{name}.mlp"](x)
                 continue
-            shared = self._handoff
-            moe_idx, rows = layer_idx - config.first_k_dense_replace, slice(0, h.shape[0])
-            x = post_norm.add_to(h, attended, host_x=shared.x[rows])
+            handoff, moe_idx = self._handoff, layer_idx - config.first_k_dense_replace
+            x = post_norm.after_adding(h, attended, handoff.x[rows])
             modules[f"{name}.mlp.gate"].publish(
-                *(x, shared.expert_ids[rows], shared.weights[rows]),
-                *(shared.published[moe_idx], number),
+                *(x, handoff.expert_ids[rows], handoff.weights[rows]),
+                *(handoff.published[moe_idx], number),
             )
-            added = modules[f"{name}.mlp.shared_experts"](x), shared.y[rows]
-            awaited = {"answered": shared.answered[moe_idx], "step": number}
-        logits = modules["lm_head"](modules["model.norm"].add_to(h, *added, **awaited))
+            shared = modules[f"{name}.mlp.shared_experts"](x)
+            handoff.take_in(h, shared, moe_idx, number)
+            added = None
+        logits = modules["lm_head"](modules["model.norm"].after_adding(h, added))
         step.logits.copy_(logits, non_blocking=True)
 
     def _attention(self, layer_idx: int, x: torch.Tensor, at: DecodePositions) -> torch.Tensor:
