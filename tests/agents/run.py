@@ -1,7 +1,7 @@
 r"""Do coding agents from npm work with this server? Each gets two tasks of one conversation.
 
     npm install --prefix DIR @anthropic-ai/claude-code @openai/codex \
-        @qwen-code/qwen-code opencode-ai    # and let claude-code's and opencode's install scripts run
+        @qwen-code/qwen-code opencode-ai    # and let their install scripts run
     python tests/agents/run.py --bin DIR/node_modules/.bin
 
 A real server on loopback, behind it the real engine over a model that plays its part. An agent
