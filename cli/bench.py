@@ -160,7 +160,8 @@ def experts(
 )
 @click.option("--chunk", type=click.IntRange(1, 65536), default=8192, show_default=True)
 @click.option("--device", default="", help="cpu or cuda:N. [default: a GPU where there is one]")
-@click.option("--experts", default="experts_cpu", show_default=True, help="Their backend.")
+@click.option("--experts", default="", help="Their backend. [default: the device's]")
+@click.option("--vram", default="", help="Most of the GPU's memory to use, as 24GiB.")
 @click.option("--threads", type=click.IntRange(1), help="[default: the cores this may use]")
 @click.option("--tier", default="", help="Kernel tier. [default: the best this machine runs]")
 @click.option("--seconds", type=float, default=3.0, show_default=True, help="Spent on each depth.")
@@ -175,6 +176,7 @@ def step(
     chunk: int,
     device: str,
     experts: str,
+    vram: str,
     threads: int | None,
     tier: str,
     seconds: float,
@@ -198,7 +200,12 @@ def step(
             raise BadInputError(f"{option} {name}: known are {', '.join(cpu.quant_types())}")
     from hybrid_k2.bench.step import measure_steps
     from hybrid_k2.bench.synthetic_model import K2, Placement, experts_bytes
+    from hybrid_k2.rules.sizes import parse_size
 
+    try:
+        vram_bytes = parse_size(vram) if vram else None
+    except ValueError as error:
+        raise BadInputError(f"--vram: {error}") from None
     hardware = probe_hardware()
     device = device or next(iter(hardware.vram), "cpu")
     if device != "cpu" and device not in hardware.vram:
@@ -216,6 +223,8 @@ def step(
         max_sequences=max(batches),
         context=max(*contexts, *prompts) + 1,
     )
+    experts = experts or registry.default_placement("Experts", device)[0]
+    registry.find_backend(experts, "Experts")
     placement = Placement(device, dense_quant, quant, experts)
     if not as_json:
         click.echo(_line(STEP_COLUMNS))
@@ -227,6 +236,7 @@ def step(
         batches=batches,
         prompts=prompts,
         seconds=seconds,
+        vram_bytes=vram_bytes,
     ):
         if as_json:
             derived = {"other_ms": row.other_ms, "share": row.share, "cpu_share": row.cpu_share}

@@ -268,13 +268,14 @@ _GPU_DEFAULTS = _CPU_DEFAULTS | {
     "Linear": "linear_gpu",
     "MLP": "mlp_gpu",
     "Attention": "attention_gpu",
+    "Experts": "experts_hybrid",
 }
 
 
 def default_placement(module_class: str, device: str = "cpu") -> tuple[str, dict[str, Any]]:
     """The backend and its full kwargs for a module of that class that no rule matched.
 
-    Routed experts have no GPU backend, so they stay on the CPU whatever the device.
+    Routed experts lie in RAM whatever the device.
     """
     name = (_CPU_DEFAULTS if device == "cpu" else _GPU_DEFAULTS)[module_class]
     spec = BACKENDS[name]

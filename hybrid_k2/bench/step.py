@@ -16,6 +16,7 @@ import torch
 
 from hybrid_k2 import _cpu
 from hybrid_k2.backends.cpu_kernels import NativeKernels
+from hybrid_k2.backends.vram import hold_to
 from hybrid_k2.bench.synthetic_model import K2, Placement, experts_bytes, synthetic_modules
 from hybrid_k2.config import K2Config, RuntimeConfig
 from hybrid_k2.model.kimi_k2 import KimiK2
@@ -120,15 +121,19 @@ def measure_steps(
     prompts: Sequence[int] = (),
     seconds: float = 3.0,
     config: K2Config = K2,
+    vram_bytes: int | None = None,
     bandwidth_bytes: int = 2 << 30,  # far beyond any cache
 ) -> Iterator[StepResult]:
     """Yields a row for each context and batch of decode, then one for each length of prompt.
 
-    num_moe_layers: at least 2; the model has `config`'s dense layers besides.
+    num_moe_layers: at least 2; the model has `config`'s dense layers besides.  vram_bytes: all that
+    a GPU may be used for.
     """
     dense = config.first_k_dense_replace
     config = replace(config, num_hidden_layers=dense + num_moe_layers)
     shallow_config = replace(config, num_hidden_layers=dense + 1)
+    if vram_bytes is not None and placement.device != "cpu":
+        hold_to(placement.device, vram_bytes)
     kernels = TimedKernels(runtime)
     modules = synthetic_modules(config, placement, runtime, kernels)
     most_tokens = max([0, *(context + 1 for context in contexts)]) * max([1, *batches])

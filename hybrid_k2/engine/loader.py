@@ -16,6 +16,7 @@ import torch
 from hybrid_k2.backends import registry
 from hybrid_k2.backends.context import BackendContext
 from hybrid_k2.backends.cpu_kernels import open_cpu_kernels
+from hybrid_k2.backends.vram import hold_to
 from hybrid_k2.backends.weight_memory import allocate
 from hybrid_k2.checkpoint.bulk_read import BulkReader
 from hybrid_k2.config import RuntimeConfig
@@ -52,6 +53,8 @@ def load_model(
     # Torch's idle threads spin between its operations and would take the kernels' cores: a token of
     # a small model took 2.4 times as long with them on 2 cores. Attention raises it where it pays.
     torch.set_num_threads(1)
+    for device in plan.vram_bytes:
+        hold_to(device, plan.vram_limits[device])
     kernels = open_cpu_kernels(runtime)
     total_bytes = sum(entry.module.num_bytes for entry in plan.entries)
     done_bytes = 0
