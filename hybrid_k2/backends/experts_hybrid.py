@@ -8,14 +8,14 @@ rates (prefill_split.py). Owns the order of work of one layer.
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from hybrid_k2.backends.context import BackendContext
-from hybrid_k2.backends.expert_stream import ExpertStream, register
+from hybrid_k2.backends.expert_stream import ExpertStream, Place, register
 from hybrid_k2.backends.experts_cpu import ExpertsCpu, ExpertsSlot
 from hybrid_k2.backends.prefill_split import PrefillSplit
 from hybrid_k2.backends.registry import stays_stored
@@ -27,11 +27,16 @@ _COPY_BYTES_S = 40e9  # activations to the CPU and back
 
 @dataclass(slots=True)
 class HybridShared:
-    """What the layers of one engine have in common."""
+    """What the layers of one engine have in common.
+
+    at_hand: experts that were sent before their layer began, and that layer.
+    """
 
     stream: ExpertStream
     split: PrefillSplit
     cpu_thread: ThreadPoolExecutor
+    layers: list["ExpertsHybrid"] = field(default_factory=list)
+    at_hand: tuple["ExpertsHybrid | None", dict[int, Place]] = (None, {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,9 @@ class ExpertsHybrid(ExpertsCpu):
                 ThreadPoolExecutor(1, "experts-cpu"),
             )
         self._shared: HybridShared = context.shared[key]
+        self._layer = len(self._shared.layers)
+        self._shared.layers.append(self)
+        self._hottest = np.flatnonzero(self._can_stream)  # first those with most tokens last time
 
     def submit(
         self, x: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
@@ -83,9 +91,12 @@ class ExpertsHybrid(ExpertsCpu):
             return super().sync(slot)
         expert_ids = slot.expert_ids.cpu()
         counts = np.bincount(expert_ids.flatten().numpy() + 1, minlength=self._num_experts + 1)[1:]
-        both_ways_s = 2 * slot.x.nbytes / _COPY_BYTES_S
+        at_hand = self._take_at_hand()
         chosen = self._shared.split.choose(
-            counts, can_stream=self._can_stream, cpu_extra_s=both_ways_s
+            counts,
+            can_stream=self._can_stream,
+            cpu_extra_s=2 * slot.x.nbytes / _COPY_BYTES_S,
+            at_hand=tuple(at_hand),
         )
         if not chosen:
             return super().sync(super().submit(slot.x, expert_ids, slot.weights))
@@ -97,7 +108,9 @@ class ExpertsHybrid(ExpertsCpu):
         left = torch.where(torch.from_numpy(is_sent)[expert_ids.long()], -1, expert_ids)
         cpu = self._shared.cpu_thread.submit(self._on_cpu, x, copied, left, slot.weights.cpu())
         try:
-            y = self._on_gpu(slot, chosen, counts)
+            y = self._on_gpu(slot, chosen, counts, at_hand)
+            if len(chosen) > self._shared.stream.num_places:
+                self._send_ahead(counts)
         finally:
             cpu.exception()  # its memory is in use until it ends
         return self._joined(y, cpu, counts, is_sent)
@@ -112,7 +125,26 @@ class ExpertsHybrid(ExpertsCpu):
         self.kernels.moe(*self.matrices, x, ids, weights, out=y)
         return y, time.perf_counter() - started
 
-    def _on_gpu(self, slot: HybridSlot, chosen: list[int], counts: np.ndarray) -> torch.Tensor:
+    def _take_at_hand(self) -> dict[int, Place]:
+        """Experts of this layer that were sent ahead; those of another are given up."""
+        layer, places = self._shared.at_hand
+        self._shared.at_hand = (None, {})
+        return places if layer is self else {}
+
+    def _send_ahead(self, counts: np.ndarray) -> None:
+        """Fills the ring with experts of the next layer, so that the bus works during attention."""
+        order = np.argsort(-counts, kind="stable")
+        self._hottest = order[self._can_stream[order]]
+        if self._layer + 1 == len(self._shared.layers):
+            return
+        following, stream = self._shared.layers[self._layer + 1], self._shared.stream
+        experts = following._hottest[: stream.num_places].tolist()
+        places = {e: stream.send([part[e] for part in following._bytes]) for e in experts}
+        self._shared.at_hand = (following, places)
+
+    def _on_gpu(
+        self, slot: HybridSlot, chosen: list[int], counts: np.ndarray, at_hand: dict[int, Place]
+    ) -> torch.Tensor:
         """Sends the chosen experts and computes each once it is there."""
         stream, top_k = self._shared.stream, slot.expert_ids.shape[1]
         order = slot.expert_ids.flatten().argsort(stable=True)
@@ -123,8 +155,11 @@ class ExpertsHybrid(ExpertsCpu):
         y = torch.zeros_like(slot.x)
         began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         began.record()
+        num_sent = len(chosen) - sum(expert in at_hand for expert in chosen)
         for expert in chosen:
-            place = stream.send([part[expert] for part in self._bytes])
+            place = at_hand.pop(expert, None)
+            if place is None:
+                place = stream.send([part[expert] for part in self._bytes])
             rows = slice(int(ends[expert] - counts[expert]), int(ends[expert]))
             out = self._expert(stream.take(place), x[tokens[rows]])
             stream.give_back(place)
@@ -132,7 +167,7 @@ class ExpertsHybrid(ExpertsCpu):
         ended.record()
         ended.synchronize()
         num_tokens = int(counts[chosen].sum())
-        self._shared.split.gpu.learn(len(chosen), num_tokens, began.elapsed_time(ended) / 1e3)
+        self._shared.split.gpu.learn(num_sent, num_tokens, began.elapsed_time(ended) / 1e3)
         return y
 
     def _joined(
@@ -149,7 +184,8 @@ class ExpertsHybrid(ExpertsCpu):
         return y.add_(cpu_y.to(y.device, non_blocking=True))
 
     def _expert(self, data: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """One expert's tokens through it: [t, hidden] bfloat16 -> [t, hidden] float32."""
+        """One expert's tokens through it, [t, hidden] bfloat16 there and back."""
+        from hybrid_k2.kernels.activation import silu_multiply
         from hybrid_k2.kernels.dequantise import dequantise
         from hybrid_k2.kernels.matrix import over_blocks
 
@@ -159,8 +195,8 @@ class ExpertsHybrid(ExpertsCpu):
                 data.split([part.shape[1] for part in self._bytes]), self._tensors, strict=True
             )
         )
-        mid = F.silu(F.linear(x, gate).float()) * F.linear(x, up)
-        return F.linear(mid.to(torch.bfloat16), down).float()
+        gate_up = torch.cat([F.linear(x, gate), F.linear(x, up)], dim=-1)
+        return F.linear(silu_multiply(gate_up), down)
 
 
 def _registered_experts(tensors: list[StoredTensor]) -> np.ndarray:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 
 from hybrid_k2.backends.context import BackendContext
 from hybrid_k2.backends.linear import gpu_weight
@@ -45,5 +44,6 @@ class MlpGpu:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x: [T, hidden] float32 or bfloat16. Returns [T, hidden] float32 on `device`."""
-        gate, up = self._gate_up.matmul(x.to(self.device)).chunk(2, dim=-1)
-        return self._down.matmul(F.silu(gate) * up)
+        from hybrid_k2.kernels.activation import silu_multiply
+
+        return self._down.matmul(silu_multiply(self._gate_up.matmul(x.to(self.device))))
