@@ -22,6 +22,7 @@ from hybrid_k2.quant.stored import StoredTensor
 # Scores and decompressed keys of one block of heads stay below this; 128K tokens of context would
 # need 8.6 GB at once.
 _SCRATCH_BYTES = 64 << 20
+_MOST_RUNS = 4  # of rows that are multiplied where they lie; more and shorter ones cost a copy
 _PARALLEL_FROM = 1 << 23  # multiply-adds; about 0.2 ms of one core
 _KV_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -57,6 +58,8 @@ class Attention:
         Returns [T, heads * v_head_dim] float32.
         """
         attend = self._naive if q_nope.shape[0] >= self._naive_from else self._absorbed
+        if len(latents) > _MOST_RUNS:
+            latents = [torch.cat(list(latents))]
         num_numbers = sum(rows.numel() for rows in latents)
         multiply_adds = q_nope.shape[0] * q_nope.shape[1] * num_numbers
         with torch_threads(self._num_threads if multiply_adds > _PARALLEL_FROM else 1):

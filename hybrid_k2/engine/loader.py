@@ -24,7 +24,7 @@ from hybrid_k2.engine.disk_cache import DiskCache
 from hybrid_k2.engine.prefix_cache import PrefixCache
 from hybrid_k2.model.kimi_k2 import KimiK2
 from hybrid_k2.model.kv_cache import PagePool
-from hybrid_k2.model.pages import pages_of
+from hybrid_k2.model.pages import PAGE_TOKENS
 from hybrid_k2.quant.stored import StoredTensor
 
 if TYPE_CHECKING:
@@ -85,9 +85,7 @@ def load_model(
         modules.clear()  # half a model, which the traceback of whoever catches this would keep
         traceback.clear_frames(error.__traceback__)
         raise
-    # A sequence may copy one page that it shares.
-    num_pages = runtime.max_sequences * (pages_of(plan.context) + 1)
-    return KimiK2(checkpoint.config, modules, num_pages)
+    return KimiK2(checkpoint.config, modules, num_pages=plan.cache_tokens // PAGE_TOKENS)
 
 
 def open_prefix_cache(

@@ -9,7 +9,7 @@ from hybrid_k2.checkpoint import bulk_read
 from hybrid_k2.checkpoint.bulk_read import Extent
 from hybrid_k2.engine import loader
 
-RUNTIME = SimpleNamespace(resolved_threads=1, max_sequences=2)
+RUNTIME = SimpleNamespace(resolved_threads=1)
 
 
 @pytest.fixture
@@ -17,13 +17,21 @@ def plan(monkeypatch, tmp_path):
     """Three modules of 10 000, 0 and 5 000 bytes, whose backends record how they were made."""
     made = []
     monkeypatch.setattr(loader, "open_cpu_kernels", lambda runtime: "kernels")
-    monkeypatch.setattr(loader, "KimiK2", lambda *args: args)
+    monkeypatch.setattr(
+        loader, "KimiK2", lambda config, modules, num_pages: (config, modules, num_pages)
+    )
     monkeypatch.setattr(loader.registry, "create", lambda *args: made.append(args) or args[0])
     monkeypatch.setattr(bulk_read, "CHUNK_BYTES", 4096)
     file = tmp_path / "weights"
     file.write_bytes(bytes(10_000))
     entries = [module("a", 10_000), module("b", 0), module("c", 5_000)]
-    return SimpleNamespace(entries=tuple(entries), context=100, made=made, checkpoint=Stored(file))
+    return SimpleNamespace(
+        entries=tuple(entries),
+        cache_tokens=192,
+        vram_bytes={},
+        made=made,
+        checkpoint=Stored(file),
+    )
 
 
 class Stored:
@@ -59,7 +67,7 @@ def test_every_module_is_built_on_its_planned_backend(plan):
     assert tensors is plan.entries[2].module.tensors
     assert (context.config, context.runtime, context.kernels) == ("config", RUNTIME, "kernels")
     assert context.layer_idx == 3
-    assert num_pages == 2 * (2 + 1)
+    assert num_pages == 3
 
 
 def test_progress_runs_from_nothing_to_every_byte(plan):

@@ -127,6 +127,14 @@ def test_rows_in_several_places_are_attended_to_as_in_one(
     torch.testing.assert_close(getattr(attention, path)(*queries, latents.split(lengths)), whole)
 
 
+@pytest.mark.parametrize("num_queries", [1, 6])
+def test_a_row_here_and_there_is_attended_to_as_in_one(num_queries, weights, context):
+    attention = build("split", weights, context)
+    q_nope, q_pe, latents = inputs(num_queries, 30)
+    whole = attention(q_nope, q_pe, [latents])
+    torch.testing.assert_close(attention(q_nope, q_pe, latents.split(1)), whole)
+
+
 def test_a_bfloat16_cache_is_read_as_its_rounded_numbers(weights, context):
     attention = build("split", weights, context)
     q_nope, q_pe, latents = inputs(1, 9)
