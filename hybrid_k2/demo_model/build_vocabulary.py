@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import Any
 
 import gguf
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
@@ -37,6 +38,8 @@ CONTROL_TOKENS = {
     14: "<|tool_call_argument_begin|>",
     15: "<|tool_call_end|>",
     17: "<|im_middle|>",
+    22: "<think>",  # these two as in K2-Thinking
+    23: "</think>",
     NUM_CONTROL_IDS - 2: "[UNK]",
     NUM_CONTROL_IDS - 1: "[PAD]",
 }
@@ -121,19 +124,32 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokens: Sequence[str]) -> None:
     """Writes the tokenizer.* keys of a K2 GGUF: text tokens, control tokens, merges, special
     ids.
     """
+    keys = gguf_keys(tokens)
+    names = keys["tokenizer.ggml.tokens"]
+    writer.add_tokenizer_model(keys["tokenizer.ggml.model"])
+    writer.add_tokenizer_pre(keys["tokenizer.ggml.pre"])
+    writer.add_token_list(names)
+    writer.add_token_types(keys["tokenizer.ggml.token_type"])
+    writer.add_token_merges([" ".join(pair) for pair in merges_of(tokens)])
+    writer.add_bos_token_id(names.index("[BOS]"))
+    writer.add_eos_token_id(names.index("[EOS]"))
+    writer.add_eot_token_id(names.index("<|im_end|>"))
+    writer.add_pad_token_id(names.index("[PAD]"))
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(keys["tokenizer.chat_template"])
+
+
+def gguf_keys(tokens: Sequence[str]) -> dict[str, Any]:
+    """What a tokenizer is read from: text tokens, then the control tokens, and the template."""
     first = len(tokens)
     control = [CONTROL_TOKENS.get(offset) for offset in range(NUM_CONTROL_IDS)]
     names = [name or f"[PAD{first + offset}]" for offset, name in enumerate(control)]
     kinds = [gguf.TokenType.CONTROL if name else gguf.TokenType.UNUSED for name in control]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("kimi-k2")
-    writer.add_token_list([*tokens, *names])
-    writer.add_token_types([*([gguf.TokenType.NORMAL] * first), *kinds])
-    writer.add_token_merges([" ".join(pair) for pair in merges_of(tokens)])
-    writer.add_bos_token_id(first + names.index("[BOS]"))
-    writer.add_eos_token_id(first + names.index("[EOS]"))
-    writer.add_eot_token_id(first + names.index("<|im_end|>"))
-    writer.add_pad_token_id(first + names.index("[PAD]"))
-    writer.add_add_bos_token(False)
     template = Path(__file__).with_name("chat_template.jinja")
-    writer.add_chat_template(template.read_text(encoding="utf-8"))
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "kimi-k2",
+        "tokenizer.ggml.tokens": [*tokens, *names],
+        "tokenizer.ggml.token_type": [*([gguf.TokenType.NORMAL] * first), *kinds],
+        "tokenizer.chat_template": template.read_text(encoding="utf-8"),
+    }

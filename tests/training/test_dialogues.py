@@ -1,0 +1,176 @@
+"""The demo model's training text: reproducible, held out cleanly, and in K2's own format.
+
+What templates draw is read back with hybrid-k2's parser and checked against the declared schemas.
+"""
+
+import json
+import re
+from collections import Counter
+from functools import cache
+
+import pytest
+from demo_k2 import dialogues, evaluate, patterns, tools, vocabulary
+from demo_k2.encode import Encoder, last_question
+from demo_k2.samples import FULL_WEIGHT
+from demo_k2.words import CITIES, NAMES, Draw, is_held_out
+
+from hybrid_k2.text.markers import IM_END
+
+TYPES = {"string": str, "integer": int}
+NUMBERS = range(400)
+
+
+@cache
+def drawn(held_out: bool = False) -> list[dialogues.Dialogue]:
+    return [dialogues.dialogue(number, held_out) for number in NUMBERS]
+
+
+@cache
+def encoder() -> Encoder:
+    texts = [message["content"] for made in drawn() for message in made.messages]
+    texts += [json.dumps(made.tools) for made in drawn()]
+    return Encoder(vocabulary.tokenizer_of(vocabulary.train(texts, 1200)))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return encoder()._tokenizer
+
+
+def test_a_number_stands_for_one_dialogue_and_other_numbers_for_others() -> None:
+    assert [dialogues.dialogue(number) for number in range(50)] == drawn()[:50]
+    assert len({str(made.messages) for made in drawn()}) > 0.98 * len(drawn())
+
+
+def test_every_kind_and_every_template_occurs() -> None:
+    kinds = Counter(made.kind for made in drawn())
+    assert set(kinds) == {
+        "tools", "about", "smalltalk", "puzzles", "knowledge", "mixed", "recollection"
+    }  # fmt: skip
+    assert {made.variant for made in drawn()} == {"instruct", "thinking", "k2.5"}
+    calls = Counter(
+        len(message["tool_calls"])
+        for made in drawn()
+        for message in made.messages
+        if "tool_calls" in message
+    )
+    assert calls[1] > calls[2] > 0
+
+
+def test_calls_fit_the_schemas_they_were_declared_with() -> None:
+    checked = 0
+    for made in drawn() + drawn(held_out=True):
+        schemas = {t["function"]["name"]: t["function"]["parameters"] for t in made.tools}
+        for message in made.messages:
+            for call in message.get("tool_calls", ()):
+                schema = schemas[call["function"]["name"]]
+                arguments = json.loads(call["function"]["arguments"])
+                assert set(schema["required"]) <= set(arguments) <= set(schema["properties"])
+                for name, value in arguments.items():
+                    declared = schema["properties"][name]
+                    assert type(value) is TYPES[declared["type"]]
+                    assert value in declared.get("enum", [value])
+                    checked += 1
+    assert checked > 300
+
+
+def test_every_argument_can_be_read_off_the_conversation() -> None:
+    for made in drawn():
+        said = ""
+        for message in made.messages:
+            for call in message.get("tool_calls", ()):
+                for value in json.loads(call["function"]["arguments"]).values():
+                    assert str(value).lower() in said.lower(), (value, said)
+            said += message["content"]
+
+
+def test_rendered_calls_are_read_back_by_the_servers_own_parser(tokenizer) -> None:
+    checked = 0
+    for made in drawn():
+        ids, weights = encoder().sample(made)
+        last = last_question(made.messages)
+        calls = [c for m in made.messages[last:] for c in m.get("tool_calls", ())]
+        if made.kind != "tools" or not calls or made.variant == "instruct":
+            continue
+        answer = [i for i, weight in zip(ids, weights, strict=True) if weight == FULL_WEIGHT]
+        expected = [(c["function"]["name"], json.loads(c["function"]["arguments"])) for c in calls]
+        assert evaluate.parsed_calls(tokenizer, made.tools, answer) == expected
+        checked += 1
+    assert checked > 10
+
+
+def test_only_what_the_assistant_says_has_full_weight(tokenizer) -> None:
+    for made in drawn()[:100]:
+        ids, weights = encoder().sample(made)
+        learnt = tokenizer.decode(
+            [i for i, weight in zip(ids, weights, strict=True) if weight == FULL_WEIGHT]
+        )
+        answers = [m for m in made.messages if m["role"] == "assistant"]
+        if made.variant != "instruct":
+            answers = [m for m in made.messages[last_question(made.messages) :] if m in answers]
+        assert learnt.count(IM_END) == len(answers)
+        for message in made.messages:
+            if message["role"] == "assistant" and message in answers:
+                assert message["content"] in learnt
+        assert made.messages[0]["role"] != "system" or made.messages[0]["content"] not in learnt
+
+
+def test_thinking_samples_begin_where_the_prompt_of_that_template_ends(tokenizer) -> None:
+    thinking = [made for made in drawn() if made.variant == "thinking"]
+    for made in thinking[:30]:
+        ids, _ = encoder().sample(made)
+        split = last_question(made.messages) + 1
+        prompt = encoder().template("thinking").render(made.messages[:split], made.tools or None)
+        assert ids[: len(prompt)] == prompt
+        assert tokenizer.decode(ids[len(prompt) :]).startswith("<think>")
+
+
+def test_names_and_wordings_that_are_held_out_are_never_trained_on() -> None:
+    held_out = {word for word in CITIES + NAMES if is_held_out(word)}
+    assert 30 < len(held_out) < 0.25 * len(CITIES + NAMES)
+    for made in drawn():
+        said = re.split(r"[^\w]+", str(made.messages))
+        # "Nice" the city and "Nice" the word.
+        assert not held_out.intersection(said) - {"Nice", "Jack", "Mark"}
+    evaluated = re.split(r"[^\w]+", str([made.messages for made in drawn(held_out=True)]))
+    assert len(held_out.intersection(evaluated)) > 20
+
+
+@pytest.mark.parametrize("file", ["about.txt", "smalltalk.txt"])
+def test_every_topic_has_wordings_on_both_sides(file: str) -> None:
+    for topic in patterns.read(file).values():
+        for held_out in (False, True):
+            assert topic.question(Draw(1, held_out))
+
+
+def test_every_answer_about_itself_says_what_is_looked_for() -> None:
+    for topic in dialogues.about().values():
+        assert topic.keys, topic.name
+        for seed in range(8):
+            _, answer = topic.exchange(Draw(seed))
+            for keys in topic.keys:
+                assert any(key in answer for key in keys.split("|")), (topic.name, answer)
+
+
+def test_every_tool_of_the_catalogue_can_be_asked_for() -> None:
+    draw = Draw(3)
+    for entry in tools.catalogue():
+        tool = entry.tool(draw)
+        made = tools.use(tool, draw)
+        assert len(made.arguments) == len(made.results) == len(made.answers) == 1
+        assert "<" not in made.request + made.answers[0]
+        if tool.joint_requests:
+            assert len(tools.use(tool, draw, joint=True).arguments) >= 2
+
+
+def test_a_word_is_cut_alike_wherever_it_stands(tokenizer) -> None:
+    for name in ("Paris", "Zidorfield", "umbrella"):
+        alone, spaced, quoted = (
+            [tokenizer.decode([i]) for i in tokenizer.encode(text)]
+            for text in (name, f" {name}", f' "{name}"')
+        )
+        assert [piece.strip() for piece in spaced if piece.strip()] == alone
+        assert quoted[-len(alone) - 1 : -1] == alone or quoted[-len(alone) :] == [
+            *alone[:-1], alone[-1] + '"'
+        ]  # fmt: skip
+    assert len(tokenizer.encode("2026")) == 4

@@ -1,0 +1,131 @@
+"""Questions and answers written as patterns in the .txt files beside this one.
+
+A topic: `# name`, `k:` lines (what a right answer says, for evaluation), `q:` and `a:` lines.
+`{a|b|}` is one of its alternatives, which may nest; `<slot>` is a drawn word, the same in question
+and answer. A question that the checksum holds out is evaluated and never trained on.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from demo_k2 import words
+from demo_k2.words import Draw
+
+_CHOICE = re.compile(r"\{([^{}]*)\}")
+_SLOT = re.compile(r"<(\w+)>")
+_OPENERS = (
+    "",
+    "",
+    "",
+    "",
+    "",
+    "Hi, ",
+    "Hello, ",
+    "Hey, ",
+    "Please tell me: ",
+    "Tell me, ",
+    "I would like to know: ",
+    "A question: ",
+    "Sorry, ",
+    "Ok, ",
+    "And ",
+    "So, ",
+)
+_LISTS = {
+    "noun": words.NOUNS,
+    "food": words.FOODS,
+    "colour": words.COLOURS,
+    "animal": words.ANIMALS,
+    "hobby": words.HOBBIES,
+    "adjective": words.ADJECTIVES,
+    "day": words.DAYS,
+    "month": words.MONTHS,
+    "language": words.LANGUAGES,
+}
+
+
+@dataclass
+class Topic:
+    """keys: alternatives joined by `|`; a right answer holds one of each."""
+
+    name: str
+    keys: list[str] = field(default_factory=list)
+    questions: list[str] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+
+    def exchange(self, draw: Draw) -> tuple[str, str]:
+        """A question and its answer, their slots filled alike."""
+        slots: dict[str, str] = {}
+        question = self.question(draw, slots)
+        answer = fill(draw.choice(self.answers), draw, slots)
+        return question, answer[0].upper() + answer[1:]
+
+    def question(self, draw: Draw, slots: dict[str, str] | None = None) -> str:
+        """A question of the draw's side, as people type it."""
+        bound: dict[str, str] = {}
+
+        def make() -> str:
+            bound.clear()
+            return fill(draw.choice(self.questions), draw, bound)
+
+        text = draw.mine(make)
+        if slots is not None:
+            slots.update(bound)
+        return as_typed(text, draw)
+
+
+def read(name: str) -> dict[str, Topic]:
+    """The topics of a file, by name."""
+    topics: dict[str, Topic] = {}
+    topic = Topic("")
+    for line in Path(__file__).with_name(name).read_text(encoding="utf-8").splitlines():
+        mark, _, rest = line.partition(" ")
+        if mark == "#":
+            topic = topics[rest] = Topic(rest)
+        elif mark:
+            {"k:": topic.keys, "q:": topic.questions, "a:": topic.answers}[mark].append(rest)
+    return topics
+
+
+def fill(pattern: str, draw: Draw, slots: dict[str, str]) -> str:
+    """Chooses among alternatives, then fills the slots; new ones are noted in `slots`."""
+
+    def slot(found: re.Match[str]) -> str:
+        name = found[1]
+        if name not in slots:
+            slots[name] = _drawn(name.rstrip("0123456789"), draw)
+        return slots[name]
+
+    return _SLOT.sub(slot, chosen(pattern, draw))
+
+
+def chosen(pattern: str, draw: Draw) -> str:
+    """The pattern with one of each alternatives, innermost first; slots stay."""
+    while _CHOICE.search(pattern):
+        pattern = _CHOICE.sub(lambda found: draw.choice(found[1].split("|")), pattern)
+    return pattern
+
+
+def _drawn(kind: str, draw: Draw) -> str:
+    if kind in _LISTS:
+        return draw.choice(_LISTS[kind])
+    if kind == "number":
+        return str(draw.number(2, 99))
+    if kind == "phrase":
+        return draw.phrase()
+    return draw.city() if kind == "city" else draw.name()
+
+
+def as_typed(text: str, draw: Draw) -> str:
+    """With an opener, a capital and a mark, or without: people type all of these."""
+    opener = draw.choice(_OPENERS) if text.endswith("?") else ""
+    text = opener + text if opener else text[0].upper() + text[1:]
+    style = draw.random()
+    if style < 0.12:
+        text = text.rstrip("?.!")
+    if style < 0.08 or 0.12 < style < 0.2:
+        text = text[0].lower() + text[1:]
+    return text
