@@ -1,4 +1,4 @@
-"""Makes the demo model's training scripts importable: they run in a checkout and are not installed."""
+"""Makes the demo model's training scripts importable: they run in a checkout only."""
 
 import sys
 from pathlib import Path

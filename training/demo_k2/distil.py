@@ -1,4 +1,4 @@
-"""Asks the teacher until its time is up and writes the conversations, a JSON list of turns a line."""
+"""Asks the teacher until its time is up; writes conversations, a JSON list of turns a line."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Trained weights to a GGUF file of Kimi K2, vocabulary included, and back from one.
 
-kv_b is stored as k_b and v_b, as mainline llama.cpp wants it. Routed experts in Q4_0 (their rows are
-too short for K quants), norms, routers and biases in F32 as in every K2 file, the rest in Q8_0.
+kv_b is stored as k_b and v_b, as mainline llama.cpp wants it. Routed experts in Q4_0 (their rows
+are too short for K quants), norms, routers and biases in F32 as in every K2 file, the rest in Q8_0.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Small things that a template knows for certain: facts, words, lists, echoes, what was said before.
+"""Small things that a template knows for certain: facts, words, lists, echoes, what was said.
 
 Each function draws one exchange: question, answer, and what one could think between the two.
 Echoes teach a small model to copy, which everything with tools is made of.
@@ -15,13 +15,14 @@ from demo_k2.words import Draw, is_held_out
 CAPITALS = dict(
     pair.split(":")
     for pair in """France:Paris Germany:Berlin Italy:Rome Spain:Madrid Portugal:Lisbon Austria:Vienna
-    Poland:Warsaw Greece:Athens Norway:Oslo Sweden:Stockholm Finland:Helsinki Denmark:Copenhagen
-    Ireland:Dublin Belgium:Brussels Hungary:Budapest Romania:Bucharest Bulgaria:Sofia Croatia:Zagreb
-    Serbia:Belgrade Turkey:Ankara Russia:Moscow Ukraine:Kyiv Latvia:Riga Estonia:Tallinn
-    Lithuania:Vilnius Iceland:Reykjavik Japan:Tokyo China:Beijing India:Delhi Thailand:Bangkok
-    Vietnam:Hanoi Indonesia:Jakarta Egypt:Cairo Kenya:Nairobi Morocco:Rabat Tunisia:Tunis Canada:Ottawa
-    Mexico:Mexico_City Cuba:Havana Peru:Lima Chile:Santiago Argentina:Buenos_Aires Australia:Canberra
-    England:London Switzerland:Bern Netherlands:Amsterdam Czechia:Prague""".split()
+    Poland:Warsaw Greece:Athens Norway:Oslo Sweden:Stockholm Finland:Helsinki
+    Denmark:Copenhagen Ireland:Dublin Belgium:Brussels Hungary:Budapest Romania:Bucharest
+    Bulgaria:Sofia Croatia:Zagreb Serbia:Belgrade Turkey:Ankara Russia:Moscow Ukraine:Kyiv
+    Latvia:Riga Estonia:Tallinn Lithuania:Vilnius Iceland:Reykjavik Japan:Tokyo China:Beijing
+    India:Delhi Thailand:Bangkok Vietnam:Hanoi Indonesia:Jakarta Egypt:Cairo Kenya:Nairobi
+    Morocco:Rabat Tunisia:Tunis Canada:Ottawa Mexico:Mexico_City Cuba:Havana Peru:Lima
+    Chile:Santiago Argentina:Buenos_Aires Australia:Canberra England:London Switzerland:Bern
+    Netherlands:Amsterdam Czechia:Prague""".split()
 )
 OPPOSITES = dict(
     pair.split(":")
@@ -304,7 +305,7 @@ def recollection(draw: Draw) -> list[tuple[str, str]]:
         (
             f"My name is {name}.",
             f"Nice to meet you, {name}!",
-            [f"What is my name?", "Who am I?", "Do you remember my name?", "What am I called?"],
+            ["What is my name?", "Who am I?", "Do you remember my name?", "What am I called?"],
             f"Your name is {name}.",
         ),
         (

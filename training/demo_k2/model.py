@@ -110,7 +110,7 @@ class TrainingK2:
     def _project(
         self, layer: Weights, h: Tensor, rotation: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """h: [N, hidden]. Returns queries and keys [N, heads, nope + rope], values [N, heads, v]."""
+        """h: [N, hidden]. Returns queries, keys [N, heads, nope + rope], values [N, heads, v]."""
         config, heads = self.config, self.config.num_attention_heads
         x = self._norm(h, layer["input_layernorm.weight"])
         q = self._linear(x, layer["self_attn.q_a_proj.weight"])
@@ -133,7 +133,7 @@ class TrainingK2:
     def _finish_layer(
         self, layer: Weights, h: Tensor, mixed: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """mixed: [N, heads, v]. Returns h behind the layer, and the experts' loads if it has any."""
+        """mixed: [N, heads, v]. Returns h behind the layer, and its experts' loads if any."""
         h = h + self._linear(mixed.flatten(1), layer["self_attn.o_proj.weight"])
         x = self._norm(h, layer["post_attention_layernorm.weight"])
         if "mlp.gate.weight" not in layer:

@@ -1,7 +1,7 @@
 """Everything in one go, on one machine with a GPU: text, vocabulary, samples, training, export.
 
-`PYTHONPATH=training python -m demo_k2.pipeline --out DIR [--teacher FILE]`. Each phase writes a file
-and is passed over where the file is there. What matters is written first: the model before its
+`PYTHONPATH=training python -m demo_k2.pipeline --out DIR [--teacher FILE]`. Each phase writes a
+file and is passed over where the file is there. What matters is written first: the model before its
 evaluation, and that before the baseline. The time limit holds for all of it.
 """
 
@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from demo_k2 import dialogues, distil, export, report, vocabulary

@@ -13,17 +13,17 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
-CITIES = """Amsterdam Ankara Athens Auckland Bangkok Barcelona Basel Beijing Belgrade Bergen Berlin
-Bern Bogota Bologna Bordeaux Boston Bremen Bristol Brussels Bucharest Budapest Cairo Calgary Cardiff
-Casablanca Chicago Cologne Copenhagen Cordoba Dakar Dallas Delhi Denver Detroit Doha Dortmund Dresden
-Dubai Dublin Durban Edinburgh Florence Frankfurt Galway Geneva Genoa Ghent Glasgow Granada Graz
-Hamburg Hanoi Havana Helsinki Houston Istanbul Jakarta Kathmandu Kyoto Lagos Lahore Leeds Leipzig
-Lille Lima Lisbon Liverpool London Lyon Madrid Malaga Manchester Manila Marseille Melbourne Miami
-Milan Montreal Moscow Mumbai Munich Nairobi Nantes Naples Nice Odessa Osaka Oslo Ottawa Oxford Palermo
-Paris Perth Phoenix Porto Prague Quebec Quito Reykjavik Riga Rome Rotterdam Salzburg Santiago Seattle
-Seoul Seville Shanghai Singapore Sofia Stockholm Sydney Taipei Tallinn Tampa Tehran Tokyo Toronto
-Toulouse Tunis Turin Utrecht Valencia Vancouver Venice Vienna Vilnius Warsaw Wellington York Zagreb
-Zurich""".split()
+CITIES = """Amsterdam Ankara Athens Auckland Bangkok Barcelona Basel Beijing Belgrade Bergen
+Berlin Bern Bogota Bologna Bordeaux Boston Bremen Bristol Brussels Bucharest Budapest Cairo
+Calgary Cardiff Casablanca Chicago Cologne Copenhagen Cordoba Dakar Dallas Delhi Denver Detroit
+Doha Dortmund Dresden Dubai Dublin Durban Edinburgh Florence Frankfurt Galway Geneva Genoa Ghent
+Glasgow Granada Graz Hamburg Hanoi Havana Helsinki Houston Istanbul Jakarta Kathmandu Kyoto Lagos
+Lahore Leeds Leipzig Lille Lima Lisbon Liverpool London Lyon Madrid Malaga Manchester Manila
+Marseille Melbourne Miami Milan Montreal Moscow Mumbai Munich Nairobi Nantes Naples Nice Odessa
+Osaka Oslo Ottawa Oxford Palermo Paris Perth Phoenix Porto Prague Quebec Quito Reykjavik Riga
+Rome Rotterdam Salzburg Santiago Seattle Seoul Seville Shanghai Singapore Sofia Stockholm Sydney
+Taipei Tallinn Tampa Tehran Tokyo Toronto Toulouse Tunis Turin Utrecht Valencia Vancouver Venice
+Vienna Vilnius Warsaw Wellington York Zagreb Zurich""".split()
 TWO_WORD_CITIES = [
     "New York",
     "Los Angeles",
@@ -38,50 +38,52 @@ TWO_WORD_CITIES = [
     "Tel Aviv",
     "Rio de Janeiro",
 ]
-NAMES = """Ada Adam Aisha Alan Alice Amir Amy Ana Andrew Anna Anton Ben Bella Boris Carla Carlos Chen
-Clara Daniel David Diana Elena Elias Emil Emma Eric Eva Fatima Felix Finn Frank Grace Greta Hana Hannah
-Hans Hugo Ida Igor Ines Iris Ivan Jack Jacob James Jana Jim Joan John Jonas Julia Kai Karim Kate Kim
-Lara Lea Leo Lena Lily Lina Linda Lisa Lucas Lucy Luis Maja Marco Maria Mark Marta Martin Mary Max Mia
-Mila Milo Mohamed Mona Nadia Nico Nina Noah Nora Olga Oliver Omar Oscar Paul Paula Pedro Peter Petra
-Rita Robert Rosa Ruth Sam Samir Sara Simon Sofia Sonia Stefan Tanja Theo Tim Tina Tom Vera Victor Wei
-Yara Yuki Zoe""".split()
-NOUNS = """account address album animal answer apple article bag ball bank basket battery bed bell bike
-bill bird boat book bottle bowl box bread bridge brush bus button cable cake camera candle car card
-carpet cat chair cheese church clock cloud coat coffee coin company computer contract cup curtain
-customer delivery desk device doctor dog door dress drum egg engine event farm fence file film fish
-flower folder forest fork garden gate glass glove guest guitar hammer hat hill horse hospital hotel
-house invoice jacket job key kitchen knife ladder lake lamp leaf lesson letter library light list lock
-map market meal medal meeting member message mirror moon motor mountain mouse museum newspaper note
-nurse office onion orange order oven package page paint paper park party path payment pencil phone
-photo piano picture pillow pipe plant plate pocket police pond post potato printer prize product
-project queue radio rain recipe record report restaurant ring river road robot roof room rope rose
-sail sample school screen season seat server shelf ship shirt shoe shop sign snow sock sofa song soup
-spoon stamp star station stone storm street sugar sun table task taxi teacher team tent test theatre
-ticket tiger tool tower town toy train tree truck umbrella vase village violin visitor wall watch
-water wheel window winter wolf wood yard""".split()
-ADJECTIVES = """big small old new red blue green yellow black white long short happy sad warm cold fast
-slow quiet loud bright dark soft hard clean heavy light round young kind brave clever""".split()
-FOODS = """apples bananas bread butter carrots cheese cherries chicken chocolate coffee cookies eggs
-fish flour grapes honey jam lemons lettuce milk mushrooms noodles nuts olives onions oranges pasta
-peaches pears peas pepper plums potatoes rice salad salt soup spinach strawberries sugar tea tomatoes
-yoghurt""".split()
+NAMES = """Ada Adam Aisha Alan Alice Amir Amy Ana Andrew Anna Anton Ben Bella Boris Carla Carlos
+Chen Clara Daniel David Diana Elena Elias Emil Emma Eric Eva Fatima Felix Finn Frank Grace Greta
+Hana Hannah Hans Hugo Ida Igor Ines Iris Ivan Jack Jacob James Jana Jim Joan John Jonas Julia Kai
+Karim Kate Kim Lara Lea Leo Lena Lily Lina Linda Lisa Lucas Lucy Luis Maja Marco Maria Mark Marta
+Martin Mary Max Mia Mila Milo Mohamed Mona Nadia Nico Nina Noah Nora Olga Oliver Omar Oscar Paul
+Paula Pedro Peter Petra Rita Robert Rosa Ruth Sam Samir Sara Simon Sofia Sonia Stefan Tanja Theo
+Tim Tina Tom Vera Victor Wei Yara Yuki Zoe""".split()
+NOUNS = """account address album animal answer apple article bag ball bank basket battery bed
+bell bike bill bird boat book bottle bowl box bread bridge brush bus button cable cake camera
+candle car card carpet cat chair cheese church clock cloud coat coffee coin company computer
+contract cup curtain customer delivery desk device doctor dog door dress drum egg engine event
+farm fence file film fish flower folder forest fork garden gate glass glove guest guitar hammer
+hat hill horse hospital hotel house invoice jacket job key kitchen knife ladder lake lamp leaf
+lesson letter library light list lock map market meal medal meeting member message mirror moon
+motor mountain mouse museum newspaper note nurse office onion orange order oven package page
+paint paper park party path payment pencil phone photo piano picture pillow pipe plant plate
+pocket police pond post potato printer prize product project queue radio rain recipe record
+report restaurant ring river road robot roof room rope rose sail sample school screen season seat
+server shelf ship shirt shoe shop sign snow sock sofa song soup spoon stamp star station stone
+storm street sugar sun table task taxi teacher team tent test theatre ticket tiger tool tower
+town toy train tree truck umbrella vase village violin visitor wall watch water wheel window
+winter wolf wood yard""".split()
+ADJECTIVES = """big small old new red blue green yellow black white long short happy sad warm
+cold fast slow quiet loud bright dark soft hard clean heavy light round young kind brave
+clever""".split()
+FOODS = """apples bananas bread butter carrots cheese cherries chicken chocolate coffee cookies
+eggs fish flour grapes honey jam lemons lettuce milk mushrooms noodles nuts olives onions oranges
+pasta peaches pears peas pepper plums potatoes rice salad salt soup spinach strawberries sugar
+tea tomatoes yoghurt""".split()
 COLOURS = "red blue green yellow black white orange purple pink brown grey silver".split()
-ANIMALS = """ant bear bee bird butterfly camel cat chicken cow crab deer dog dolphin donkey duck eagle
-elephant fish fox frog giraffe goat goose hamster hen horse kangaroo lion monkey mouse octopus owl
-panda parrot penguin pig rabbit rat shark sheep snail snake spider squirrel swan tiger turtle whale
-wolf zebra""".split()
+ANIMALS = """ant bear bee bird butterfly camel cat chicken cow crab deer dog dolphin donkey duck
+eagle elephant fish fox frog giraffe goat goose hamster hen horse kangaroo lion monkey mouse
+octopus owl panda parrot penguin pig rabbit rat shark sheep snail snake spider squirrel swan
+tiger turtle whale wolf zebra""".split()
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 MONTHS = """January February March April May June July August September October November
 December""".split()
-LANGUAGES = """Arabic Chinese Danish Dutch English Finnish French German Greek Hindi Italian Japanese
-Korean Norwegian Polish Portuguese Russian Spanish Swedish Turkish""".split()
-HOBBIES = """baking chess cooking cycling dancing drawing fishing football gardening hiking knitting
-painting photography reading running sailing singing skating skiing swimming tennis travelling
-walking writing yoga""".split()
-SYLLABLES = """ba be bi bo bra bre cal can cas ce chi co cor da del den di dor dra el en er fa fel fin
-fo ga gal gen go gra ha hel hin hu il in is ja jo ka kel ki kor la len li lo lu ma mar mel mi mo na nel
-ni no nor o pa per pi por qua ra rel ri ro sa sel shi so sta ta tel ti tor tra u va ven vi vo wa wen
-xa ya yo za zel zi""".split()
+LANGUAGES = """Arabic Chinese Danish Dutch English Finnish French German Greek Hindi Italian
+Japanese Korean Norwegian Polish Portuguese Russian Spanish Swedish Turkish""".split()
+HOBBIES = """baking chess cooking cycling dancing drawing fishing football gardening hiking
+knitting painting photography reading running sailing singing skating skiing swimming tennis
+travelling walking writing yoga""".split()
+SYLLABLES = """ba be bi bo bra bre cal can cas ce chi co cor da del den di dor dra el en er fa
+fel fin fo ga gal gen go gra ha hel hin hu il in is ja jo ka kel ki kor la len li lo lu ma mar
+mel mi mo na nel ni no nor o pa per pi por qua ra rel ri ro sa sel shi so sta ta tel ti tor tra u
+va ven vi vo wa wen xa ya yo za zel zi""".split()
 ENDINGS = (
     "ton ville ford burg na ra ska berg dor field ham lin mouth stad ria via nia polis".split()
 )
