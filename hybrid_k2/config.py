@@ -236,7 +236,7 @@ class RuntimeConfig:
     """How to run: sizes in tokens and bytes. Nothing here changes what the model computes."""
 
     context: int = 4096  # 0 = the model's maximum
-    prefill_chunk: int = 512
+    prefill_chunk: int = 0  # 0 = as the plan finds best
     num_threads: int = 0  # 0 = every core this process may use
     tier: str = ""  # "" = the best this machine runs
     max_sequences: int = 4
@@ -247,7 +247,7 @@ class RuntimeConfig:
     cache_ram_bytes: int = 8 << 30  # for prefixes evicted from a GPU
 
     def __post_init__(self) -> None:
-        minimums = {"context": 0, "prefill_chunk": 1, "num_threads": 0, "max_sequences": 1}
+        minimums = {"context": 0, "prefill_chunk": 0, "num_threads": 0, "max_sequences": 1}
         for name, minimum in minimums.items():
             value = getattr(self, name)
             if not isinstance(value, int) or not minimum <= value <= MAX_COUNT:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _FLOAT32, _BFLOAT16 = 4, 2
 # The KV cache is given out in such pages: PAGE_TOKENS of model/pages.py.
 KV_PAGE_TOKENS = 64
+# Tokens of a prompt that go through the model at once, where nothing speaks for more.
+DEFAULT_CHUNK = 512
 _KV_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Rows decoded at a time (float32 and its bfloat16 copy): `_SCRATCH_BYTES` of backends/linear.py.
 _LINEAR_SCRATCH_BYTES = (256 + 128) << 20
@@ -152,7 +154,7 @@ def _one_expert_scratch(
 
 def _chunk_tokens(config: "K2Config", runtime: "RuntimeConfig") -> int:
     """Tokens that go through the model at once."""
-    return min(runtime.prefill_chunk, context_tokens(config, runtime))
+    return min(runtime.prefill_chunk or DEFAULT_CHUNK, context_tokens(config, runtime))
 
 
 def _resident(device: str, num_bytes: int, scratch: int = 0) -> Footprint:

@@ -101,7 +101,7 @@ class EngineCore:
             vocab_size=config.vocab_size,
             eos_token_ids=(*config.eos_token_ids, *eos_token_ids),
             context=plan.context,
-            prefill_chunk=runtime.prefill_chunk,
+            prefill_chunk=plan.prefill_chunk,
             max_sequences=runtime.max_sequences,
             prefix_cache=open_prefix_cache(checkpoint, plan, runtime, model.pool),
             find_non_finite=lambda: next(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hybrid_k2.backends.footprint import (
     CUDA_CONTEXT_BYTES,
+    DEFAULT_CHUNK,
     PROCESS_RAM_BYTES,
     Footprint,
     context_tokens,
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_LARGE_CHUNKS = (8192, 4096, 2048, 1024)
+
 
 @dataclass(frozen=True, slots=True)
 class PlanEntry:
@@ -51,14 +54,15 @@ class Plan:
     """Where everything runs. All sizes are bytes; devices are named as torch names them.
 
     context: most tokens of one sequence. cache_tokens: those that the KV cache has room for, of all
-    sequences together. ram_limit, vram_limits: what may be used, None or
-    absent where unknown. notes: what a reader of the plan should know. ram_bandwidth: bytes/s.
+    sequences together. prefill_chunk: most tokens of a prompt in one step. ram_limit, vram_limits:
+    what may be used, None or absent where unknown. notes: what a reader of the plan should know. ram_bandwidth: bytes/s.
     """
 
     entries: tuple[PlanEntry, ...]
     rules_file: str
     context: int
     cache_tokens: int
+    prefill_chunk: int
     ram_limit: int
     vram_limits: Mapping[str, int]
     notes: tuple[str, ...] = ()
@@ -166,6 +170,7 @@ def make_plan(
         rules_file=rules.file,
         context=context,
         cache_tokens=0,
+        prefill_chunk=0,
         ram_limit=_least(hardware.ram_available, rules.ram, runtime.ram_bytes),
         vram_limits={
             device: _least(free, rules.vram, runtime.vram_bytes)
@@ -174,15 +179,20 @@ def make_plan(
         notes=(*rules.notes, *notes),
         ram_bandwidth=hardware.ram_bandwidth,
     )
-    for num_sequences in range(runtime.max_sequences, 0, -1):
-        cache_tokens = num_sequences * sequence_tokens(config, runtime)
-        entries = _entries(assignments, config, runtime, cache_tokens)
-        plan = replace(plan, entries=entries, cache_tokens=cache_tokens)
-        problem = _problem(plan, allow_disk or rules.allow_disk)
+    may_use_disk = allow_disk or rules.allow_disk
+    for chunk in _chunks(assignments, runtime):
+        runtime = replace(runtime, prefill_chunk=chunk)
+        plan = _with_sequences(1, plan, assignments, config, runtime)
+        problem = _problem(plan, may_use_disk)
         if problem is None:
             break
+    for num_sequences in range(2, runtime.max_sequences + 1):
+        larger = _with_sequences(num_sequences, plan, assignments, config, runtime)
+        if _problem(larger, may_use_disk) is not None:
+            break
+        plan = larger
     if problem is not None:
-        advice = _context_advice(assignments, plan, config, runtime, allow_disk or rules.allow_disk)
+        advice = _context_advice(assignments, plan, config, runtime, may_use_disk)
         raise PlanError(problem + advice)
     if plan.disk_reads_per_token:
         note = (
@@ -193,6 +203,31 @@ def make_plan(
         log.warning(note)
         plan = replace(plan, notes=(*plan.notes, note))
     return plan
+
+
+def _chunks(assignments: Sequence[Assignment], runtime: RuntimeConfig) -> Sequence[int]:
+    """Sizes to try: sending experts to a GPU takes the same time however many tokens they meet."""
+    if runtime.prefill_chunk:
+        return (runtime.prefill_chunk,)
+    sends = any(a.placement.backend == "experts_hybrid" for a in assignments)
+    return (*_LARGE_CHUNKS, DEFAULT_CHUNK) if sends else (DEFAULT_CHUNK,)
+
+
+def _with_sequences(
+    num_sequences: int,
+    plan: Plan,
+    assignments: Sequence[Assignment],
+    config: K2Config,
+    runtime: RuntimeConfig,
+) -> Plan:
+    """The plan with a KV cache for so many sequences of the whole context."""
+    cache_tokens = num_sequences * sequence_tokens(config, runtime)
+    return replace(
+        plan,
+        entries=_entries(assignments, config, runtime, cache_tokens),
+        cache_tokens=cache_tokens,
+        prefill_chunk=runtime.prefill_chunk,
+    )
 
 
 def _entries(
@@ -284,9 +319,7 @@ def _context_advice(
     context = plan.context // 2
     while context >= 512:
         smaller = replace(runtime, context=context)
-        cache_tokens = sequence_tokens(config, smaller)
-        entries = _entries(assignments, config, smaller, cache_tokens)
-        trial = replace(plan, entries=entries, context=context, cache_tokens=cache_tokens)
+        trial = replace(_with_sequences(1, plan, assignments, config, smaller), context=context)
         if _problem(trial, allow_disk) is None:
             return f"; --context {context} would fit"
         context //= 2

@@ -35,6 +35,7 @@ def plan_dict(plan: Plan) -> dict[str, Any]:
         "rules": plan.rules_file,
         "context": plan.context,
         "cache_tokens": plan.cache_tokens,
+        "prefill_chunk": plan.prefill_chunk,
         "modules": [
             {
                 "name": entry.module.name,
@@ -128,7 +129,7 @@ def _totals(plan: Plan) -> list[str]:
         lines.append(f"{device:7} {format_size(num_bytes)} of {limit}")
     lines.append(
         f"KV      {format_size(plan.kv_bytes)} for {plan.cache_tokens} tokens, of which a sequence "
-        f"may have {plan.context}"
+        f"may have {plan.context}; prompts in steps of {plan.prefill_chunk}"
     )
     reads = [
         f"{format_size(size)} {_memory(where)}" for where, size in plan.reads_per_token.items()

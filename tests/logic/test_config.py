@@ -253,7 +253,7 @@ def test_a_bad_runtime_value_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HYBRID_K2_THREADS")
     for bad in (
         {"context": -1},
-        {"prefill_chunk": 0},
+        {"prefill_chunk": -1},
         {"vram_bytes": -1},
         {"context": "8k"},
         {"colour": 1},

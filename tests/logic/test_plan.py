@@ -81,9 +81,16 @@ def test_each_shipped_file_holds_the_context_it_promises(
 def test_the_cache_holds_as_many_whole_sequences_as_fit_and_one_at_least() -> None:
     sequence = 131072 + 64  # and a page for one that is shared when it is written to
     assert plan_k2("1gpu-96gb", gpu(96), 131072).cache_tokens == 4 * sequence
-    assert plan_k2("1gpu-96gb", gpu(48), 131072).cache_tokens == 2 * sequence
+    assert plan_k2("1gpu-96gb", gpu(52), 131072).cache_tokens == 2 * sequence
     assert plan_k2("1gpu-48gb", gpu(48), 131072, max_sequences=1).cache_tokens == sequence
     assert plan_k2("1gpu-96gb", gpu(96), 1000).cache_tokens == 4 * (1024 + 64)
+
+
+def test_prompts_go_in_large_steps_where_experts_are_sent_to_a_gpu_and_memory_allows() -> None:
+    assert plan_k2("cpu").prefill_chunk == 512
+    assert plan_k2("1gpu-24gb", context=32768).prefill_chunk == 8192
+    assert plan_k2("1gpu-24gb", gpu(19), 32768).prefill_chunk in (1024, 2048, 4096)
+    assert plan_k2("1gpu-24gb", context=32768, prefill_chunk=700).prefill_chunk == 700
 
 
 def test_mapped_and_allocated_bytes_add_up_over_the_entries() -> None:
