@@ -14,8 +14,8 @@ from demo_k2.words import Draw, is_held_out
 
 CAPITALS = dict(
     pair.split(":")
-    for pair in """France:Paris Germany:Berlin Italy:Rome Spain:Madrid Portugal:Lisbon Austria:Vienna
-    Poland:Warsaw Greece:Athens Norway:Oslo Sweden:Stockholm Finland:Helsinki
+    for pair in """France:Paris Germany:Berlin Italy:Rome Spain:Madrid Portugal:Lisbon
+    Austria:Vienna Poland:Warsaw Greece:Athens Norway:Oslo Sweden:Stockholm Finland:Helsinki
     Denmark:Copenhagen Ireland:Dublin Belgium:Brussels Hungary:Budapest Romania:Bucharest
     Bulgaria:Sofia Croatia:Zagreb Serbia:Belgrade Turkey:Ankara Russia:Moscow Ukraine:Kyiv
     Latvia:Riga Estonia:Tallinn Lithuania:Vilnius Iceland:Reykjavik Japan:Tokyo China:Beijing

@@ -103,8 +103,8 @@ _PARAMETERS = {
 }
 _CHOICES["colour"] = words.COLOURS
 _VERBS = """find get show create update delete check start stop send open close print move copy
-rename book cancel order add remove count list save load read write sort share lock unlock repair clean
-paint sell buy rent test install fetch export import archive approve reject assign""".split()
+rename book cancel order add remove count list save load read write sort share lock unlock repair
+clean paint sell buy rent test install fetch export import archive approve reject assign""".split()
 
 
 @dataclass
