@@ -21,7 +21,18 @@ Examples:
   hybrid-k2 bench step
   hybrid-k2 bench step --context 2048 --context 32768 --tokens 8192 --json
 """
-STEP_COLUMNS = ("phase", "context", "tokens", "ms", "cpu", "rest", "tok/s*", "of GB/s", "share")
+STEP_COLUMNS = (
+    "phase",
+    "context",
+    "tokens",
+    "ms",
+    "cpu",
+    "gpu",
+    "rest",
+    "tok/s*",
+    "of GB/s",
+    "share",
+)
 COLUMNS = ("quant", "tier", "thr", "tokens", "ms", "GB/s", "of", "share", "TFLOPS", "ratio")
 
 
@@ -184,9 +195,10 @@ def step(
 ) -> None:
     """Time whole steps of a K2 of true width with one dense layer and a few of experts.
 
-    ms: a layer of experts, by the difference of two depths; cpu: of it in the CPU's experts; rest:
-    of a step beside those layers. tok/s* is EXTRAPOLATED to all 61 layers. share: bytes of experts
-    that the CPU read, of what memory could have delivered in the layer's time.
+    ms: a layer of experts, by the difference of two depths; cpu: of it in the CPU's experts; gpu:
+    what the GPU takes alone, its shared expert beside the CPU; rest: of a step beside those layers.
+    tok/s* is EXTRAPOLATED to all 61 layers. share: bytes of experts that the CPU read, of what
+    memory could have delivered in the layer's time.
     """
     from hybrid_k2.backends import registry
     from hybrid_k2.config import RuntimeConfig
@@ -242,8 +254,10 @@ def step(
             derived = {"other_ms": row.other_ms, "share": row.share, "cpu_share": row.cpu_share}
             click.echo(json.dumps(asdict(row) | derived))
             continue
-        times = (row.layer_ms, row.cpu_ms, row.rest_ms, row.tokens_s, row.read_gb_s)
-        cells = (row.phase, row.context, row.tokens, *(f"{value:.2f}" for value in times))
+        gpu_ms = "-" if row.gpu_ms is None else f"{row.gpu_ms:.3f}"
+        rates = (row.rest_ms, row.tokens_s, row.read_gb_s)
+        cells = (row.phase, row.context, row.tokens, f"{row.layer_ms:.3f}", f"{row.cpu_ms:.3f}")
+        cells = (*cells, gpu_ms, *(f"{value:.1f}" for value in rates))
         click.echo(_line((*cells, f"{row.share:.0%}")))
 
 

@@ -31,7 +31,8 @@ _MIN_RUNS = 5
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """One row; times are milliseconds. Of a layer of experts: `layer_ms` in all, `cpu_ms` of it in
-    the CPU's experts.
+    the CPU's experts, `gpu_ms` what the GPU takes alone where the step is captured, None elsewhere;
+    its shared expert runs beside the CPU.
 
     phase: "decode" (`tokens` sequences, one token each) or "prefill" (one prompt of `tokens`).
     rest_ms: what a step costs beside its layers of experts. tokens_s: extrapolated to 61 layers.
@@ -46,6 +47,7 @@ class StepResult:
     runs: int
     layer_ms: float
     cpu_ms: float
+    gpu_ms: float | None
     rest_ms: float
     tokens_s: float
     cpu_bytes: float
@@ -141,7 +143,9 @@ def measure_steps(
     models = [KimiK2(c, modules, num_pages) for c in (shallow_config, config)]
     rng = np.random.default_rng(1)
 
-    def row(phase: str, context: int, tokens: int, runs: list[Any]) -> StepResult:
+    def row(
+        phase: str, context: int, tokens: int, runs: list[Any], gpu_s: float | None = None
+    ) -> StepResult:
         (shallow_s, shallow_cpu_s, _, _), (deep_s, deep_cpu_s, num_experts, num_runs) = runs
         layer_s = (deep_s - shallow_s) / (num_moe_layers - 1)
         rest_s = shallow_s - layer_s
@@ -155,6 +159,7 @@ def measure_steps(
             runs=num_runs,
             layer_ms=1e3 * layer_s,
             cpu_ms=1e3 * (deep_cpu_s - shallow_cpu_s) / (num_moe_layers - 1),
+            gpu_ms=None if gpu_s is None else 1e3 * gpu_s / (num_moe_layers - 1),
             rest_ms=1e3 * rest_s,
             tokens_s=tokens / whole_s,
             cpu_bytes=num_experts / num_moe_layers * expert_bytes,
@@ -167,7 +172,7 @@ def measure_steps(
             runs = [
                 _timed(_decode(model, context, batch, rng), kernels, seconds) for model in models
             ]
-            yield row("decode", context, batch, runs)
+            yield row("decode", context, batch, runs, _gpu_seconds(*models, batch))
     for tokens in prompts:
         runs = [
             _timed(_prefill(model, tokens, runtime.prefill_chunk, rng), kernels, seconds)
@@ -234,6 +239,15 @@ def _timed(
     next(steps, None)
     medians = [statistics.median(values) for values in (times, cpu_times, experts)]
     return medians[0], medians[1], medians[2], len(times)
+
+
+def _gpu_seconds(shallow: KimiK2, deep: KimiK2, batch: int) -> float | None:
+    """What the deeper model's GPU part takes longer; None where decode is not captured."""
+    graphs = shallow.decode_graphs, deep.decode_graphs
+    if None in graphs or batch not in graphs[1].sizes:
+        return None
+    medians = [statistics.median(g.gpu_seconds(batch) for _ in range(20)) for g in graphs]
+    return medians[1] - medians[0]
 
 
 def copy_bandwidth(device: str) -> float | None:

@@ -42,9 +42,10 @@ class KimiK2:
         """An empty sequence's cache, its pages from the model's pool."""
         return self.pool.new_cache()
 
-    def captured_sizes(self) -> set[int]:
-        """Numbers of sequences whose decode step has been captured in a CUDA graph."""
-        return set() if self._decode_graphs is None else self._decode_graphs.sizes
+    @property
+    def decode_graphs(self) -> Any:
+        """The captured decode steps, a model.decode_graph.DecodeGraphs; None where none can be."""
+        return self._decode_graphs
 
     @torch.inference_mode()
     def forward(self, spans: Sequence[Span]) -> list[torch.Tensor | None]:

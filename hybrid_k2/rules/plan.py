@@ -55,7 +55,8 @@ class Plan:
 
     context: most tokens of one sequence. cache_tokens: those that the KV cache has room for, of all
     sequences together. prefill_chunk: most tokens of a prompt in one step. ram_limit, vram_limits:
-    what may be used, None or absent where unknown. notes: what a reader of the plan should know. ram_bandwidth: bytes/s.
+    what may be used, None or absent where unknown. notes: what a reader of the plan should know.
+    ram_bandwidth: bytes/s.
     """
 
     entries: tuple[PlanEntry, ...]
