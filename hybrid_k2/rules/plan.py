@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_CACHE_WRITE_BYTES = 256 << 20  # of pages that engine/disk_cache.py holds while it writes them
 _LARGE_CHUNKS = (8192, 4096, 2048, 1024)
 
 
@@ -55,7 +56,8 @@ class Plan:
 
     context: most tokens of one sequence. cache_tokens: those that the KV cache has room for, of all
     sequences together. prefill_chunk: most tokens of a prompt in one step. ram_limit, vram_limits:
-    what may be used, None or absent where unknown. notes: what a reader of the plan should know.
+    what may be used, None or absent where unknown. prefix_ram: the most that prefixes take which
+    a GPU's cache had no room for. notes: what a reader of the plan should know.
     ram_bandwidth: bytes/s.
     """
 
@@ -66,6 +68,7 @@ class Plan:
     prefill_chunk: int
     ram_limit: int
     vram_limits: Mapping[str, int]
+    prefix_ram: int = 0
     notes: tuple[str, ...] = ()
     ram_bandwidth: float | None = None
 
@@ -76,9 +79,9 @@ class Plan:
 
     @property
     def ram_bytes(self) -> int:
-        """Allocated in RAM: the process, what modules keep, and the largest scratch."""
+        """Allocated in RAM: the process, what modules and prefixes keep, the largest scratch."""
         kept = sum(entry.footprint.ram for entry in self.entries)
-        return PROCESS_RAM_BYTES + kept + self._scratch().get("cpu", 0)
+        return PROCESS_RAM_BYTES + self.prefix_ram + kept + self._scratch().get("cpu", 0)
 
     @property
     def vram_bytes(self) -> dict[str, int]:
@@ -177,6 +180,7 @@ def make_plan(
             device: _least(free, rules.vram, runtime.vram_bytes)
             for device, free in hardware.vram.items()
         },
+        prefix_ram=_prefix_ram(assignments, runtime),
         notes=(*rules.notes, *notes),
         ram_bandwidth=hardware.ram_bandwidth,
     )
@@ -204,6 +208,15 @@ def make_plan(
         log.warning(note)
         plan = replace(plan, notes=(*plan.notes, note))
     return plan
+
+
+def _prefix_ram(assignments: Iterable[Assignment], runtime: RuntimeConfig) -> int:
+    """Where the cache is in RAM anyway, prefixes stay in it; a directory is written to in runs."""
+    devices = {
+        a.placement.kwargs["device"] for a in assignments if a.module.module_class == "Attention"
+    }
+    evicted = runtime.cache_ram_bytes if devices - {"cpu"} else 0
+    return evicted + (_CACHE_WRITE_BYTES if runtime.cache_dir else 0)
 
 
 def _chunks(assignments: Sequence[Assignment], runtime: RuntimeConfig) -> Sequence[int]:

@@ -1,0 +1,59 @@
+"""Kernels around the hand-off, against torch; the flags need a GPU, see tests/gpu."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from hybrid_k2.backends.router import route
+from hybrid_k2.kernels.handoff import add_and_norm, route_and_publish
+
+
+def pinned(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.pin_memory() if torch.cuda.is_available() else tensor
+
+
+@pytest.mark.parametrize(("num_experts", "top_k"), [(384, 8), (20, 3)])
+@pytest.mark.parametrize("normalise", [True, False])
+def test_experts_are_chosen_as_the_router_does(device, num_experts, top_k, normalise):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, num_experts, generator=generator)
+    bias = 0.1 * torch.randn(num_experts, generator=generator)
+    config = SimpleNamespace(
+        num_experts_per_tok=top_k, norm_topk_prob=normalise, routed_scaling_factor=2.5
+    )
+    expected_ids, expected = route(logits, bias, config)
+    ids = pinned(torch.full((3, top_k), -1, dtype=torch.int32))
+    weights = pinned(torch.zeros(3, top_k))
+    route_and_publish(
+        logits.to(device), bias.to(device), ids, weights, scaling=2.5, normalise=normalise
+    )
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    for token in range(3):
+        got = dict(zip(ids[token].tolist(), weights[token].tolist(), strict=True))
+        want = dict(zip(expected_ids[token].tolist(), expected[token].tolist(), strict=True))
+        assert got == pytest.approx(want, rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [256, 7168])
+@pytest.mark.parametrize("is_added", [True, False])
+@pytest.mark.parametrize("publishes", [True, False])
+def test_a_norm_adds_first_and_publishes(device, size, is_added, publishes):
+    generator = torch.Generator().manual_seed(1)
+    h, added = (torch.randn(2, size, generator=generator) for _ in range(2))
+    weight = torch.rand(size, generator=generator)
+    total = h + added if is_added else h.clone()
+    expected = F.rms_norm(total, (size,), weight, 1e-6)
+    host_x = pinned(torch.zeros(2, size)) if publishes else None
+    on_device = h.to(device).clone()
+    x = add_and_norm(
+        on_device, added.to(device) if is_added else None, weight.to(device), 1e-6, host_x
+    )
+    torch.testing.assert_close(x.cpu(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(on_device.cpu(), total, rtol=0, atol=0)
+    if publishes:
+        assert torch.equal(host_x, x.cpu())
