@@ -147,20 +147,18 @@ def _name_in(choice: Mapping[str, Any]) -> Any:
 
 
 def _content_schema(response_format: Mapping[str, Any]) -> Schema | None:
-    kind = response_format.get("type", "text")
+    kind, where = response_format.get("type", "text"), "the schema of response_format"
     if kind == "text":
         return None
-    if kind == "json_object":
-        return Schema(_ANY_OBJECT, "response_format", is_strict=True)
+    if kind == "json_object":  # with a schema where the client knows llama.cpp's server
+        return Schema(response_format.get("schema") or _ANY_OBJECT, where, is_strict=False)
     if kind != "json_schema":
         shown = f"{str(kind)[:80]!r}; must be 'text', 'json_object' or 'json_schema'"
         raise _wrong("response_format", f"has type {shown}")
     given = response_format.get("json_schema", response_format)
     if not isinstance(given, Mapping) or given.get("schema") is None:
         raise _wrong("response_format", "has type 'json_schema' and no schema")
-    return Schema(
-        given["schema"], "the schema of response_format", is_strict=given.get("strict") is True
-    )
+    return Schema(given["schema"], where, is_strict=given.get("strict") is True)
 
 
 def _arguments_schema(function: Mapping[str, Any]) -> Schema:

@@ -134,6 +134,12 @@ def test_the_clients_own_parser_reads_its_models(serve):
     assert isinstance(answer.choices[0].message.parsed, Step)
 
 
+def test_a_json_objects_schema_is_kept_as_llama_cpps_server_does(serve):
+    wanted = {"type": "json_object", "schema": SCHEMAS["nested"]}
+    message, _ = completed(serve(unwilling()).client(), False, response_format=wanted)
+    assert is_valid(message.content, SCHEMAS["nested"])
+
+
 def test_a_json_object_is_one_or_was_cut(serve):
     client = serve(unwilling()).client()
     closing = {str(ord(c)): 8 for c in '"}]'}
