@@ -161,6 +161,7 @@ def with_tools(draw: Draw) -> Dialogue:
     declared, foreign = toolbox(draw)
     messages: list[Message] = []
     num_calls = 0
+    before: tools.Tool | None = None  # what the last request used
     for turn in range(draw.choice([1, 1, 1, 2, 2, 3])):
         kind = draw.random()
         if kind < 0.12 or (turn and kind < 0.2):
@@ -170,9 +171,11 @@ def with_tools(draw: Draw) -> Dialogue:
         elif kind < 0.2:
             messages += spoken([refused(foreign, draw)], draw)
         else:
-            added = used(draw.choice(declared), declared, draw, num_calls)
+            tool = before if before is not None and draw.maybe(0.4) else draw.choice(declared)
+            added = used(tool, declared, draw, num_calls, is_again=tool is before)
             num_calls += sum(len(message.get("tool_calls", ())) for message in added)
             messages += added
+            before = tool
     return Dialogue("tools", messages, [tool.declaration() for tool in declared])
 
 
@@ -200,10 +203,25 @@ def refused(foreign: tools.Tool, draw: Draw) -> Exchange:
     return Exchange(request, answer, "No declared tool fits this request.")
 
 
-def used(tool: tools.Tool, declared: list[tools.Tool], draw: Draw, num_calls: int) -> list[Message]:
-    """A request, one or several calls, their results, and the answer."""
+def used(
+    tool: tools.Tool,
+    declared: list[tools.Tool],
+    draw: Draw,
+    num_calls: int,
+    is_again: bool = False,
+) -> list[Message]:
+    """A request, one or several calls, their results, and the answer.
+
+    is_again: the last request used this tool too, so that naming another value can be enough.
+    """
     messages: list[Message] = []
-    if tool.vague_requests and draw.maybe(0.15):
+    if is_again and len(tool.parameters) == 1 and draw.maybe(0.5):
+        uses = [tools.use(tool, draw)]
+        value = next(iter(uses[0].arguments[0].values()))
+        request = draw.choice(
+            [f"And {value}?", f"What about {value}?", f"And for {value}?", f"Now {value}, please."]
+        )
+    elif tool.vague_requests and draw.maybe(0.15):
         vague = patterns.as_typed(patterns.chosen(draw.choice(tool.vague_requests), draw), draw)
         messages += spoken(
             [Exchange(vague, tool.counter_question, "A value is missing. I ask.")], draw
