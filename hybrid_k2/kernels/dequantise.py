@@ -8,21 +8,21 @@ import torch
 import triton
 import triton.language as tl
 
-from hybrid_k2.kernels.decode import low_weight
+from hybrid_k2.kernels.decode import low_run, values_of
 from hybrid_k2.kernels.matrix import QuantisedMatrix
-from hybrid_k2.kernels.tiles import load_tile
 
-_ROWS, _UNITS = 4, 32
+_UNITS = 128
 
 
 @triton.jit
 def _dequantise(
-    data,
+    codes,
+    header,
     halves,
     out,
     codes_base,
     header_base,
-    num_rows,
+    num_units,
     decode: tl.constexpr,
     UNITS_PER_ROW: tl.constexpr,
     UNITS_PER_BLOCK: tl.constexpr,
@@ -30,30 +30,26 @@ def _dequantise(
     HEADER_STRIDE: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     HAS_OFFSET: tl.constexpr,
-    ROWS: tl.constexpr,
+    ALIGNED: tl.constexpr,
     UNITS: tl.constexpr,
 ):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    first = tl.program_id(1) * UNITS
-    column = first * 16 + tl.arange(0, UNITS * 16)
-    inside = (row < num_rows)[:, None] & (column < UNITS_PER_ROW * 16)[None, :]
-    row = tl.minimum(row, num_rows - 1).to(tl.int64)[:, None]
-    block = row * (UNITS_PER_ROW // UNITS_PER_BLOCK)
-    low, high = load_tile(
-        data + codes_base + block * CODES_STRIDE,
-        data + header_base + block * HEADER_STRIDE,
+    """Rows do not matter: a block follows the other, and so do a row's weights the row before."""
+    CODE_BYTES: tl.constexpr = 4 if ALIGNED else 2
+    unit = tl.program_id(0).to(tl.int64) * UNITS + tl.arange(0, UNITS)
+    inside = (unit < num_units)[:, None]
+    unit = tl.minimum(unit, num_units - 1)
+    block = unit // UNITS_PER_BLOCK
+    low, high, low_scale, high_scale, low_offset, high_offset = decode(
+        codes + codes_base // CODE_BYTES + block * (CODES_STRIDE // CODE_BYTES),
+        header + header_base + block * HEADER_STRIDE,
         halves + header_base // 2 + block * (HEADER_STRIDE // 2),
-        first,
-        decode,
-        UNITS_PER_ROW,
-        UNITS_PER_BLOCK,
-        CODES_STRIDE,
-        HEADER_STRIDE,
-        HAS_OFFSET,
-        ROWS,
-        UNITS,
+        (unit % UNITS_PER_BLOCK).to(tl.int32),
+        ALIGNED,
     )
-    place = out + row * (UNITS_PER_ROW * 32) + low_weight(column, INTERLEAVED)[None, :]
+    low, high = values_of(low) * low_scale[:, None], values_of(high) * high_scale[:, None]
+    if HAS_OFFSET:
+        low, high = low - low_offset[:, None], high - high_offset[:, None]
+    place = out + low_run(unit, INTERLEAVED)[:, None] * 16 + tl.arange(0, 16)[None, :]
     tl.store(place, low.to(out.dtype.element_ty), mask=inside)
     tl.store(place + 16 * INTERLEAVED, high.to(out.dtype.element_ty), mask=inside)
 
@@ -65,13 +61,12 @@ def dequantise(matrix: QuantisedMatrix, out: torch.Tensor | None = None) -> torc
     if out is None:
         out = torch.empty(matrix.shape, dtype=torch.bfloat16, device=matrix.data.device)
     assert out.is_contiguous() and out.numel() == math.prod(matrix.shape), (out.shape, matrix.shape)
-    num_rows = math.prod(matrix.shape[:-1])
-    grid = (triton.cdiv(num_rows, _ROWS), triton.cdiv(matrix.units_per_row, _UNITS))
-    _dequantise[grid](
-        *(matrix.data, matrix.halves, out),
-        *(matrix.codes_base, matrix.header_base, num_rows),
-        **matrix.constants,
-        ROWS=_ROWS,
+    num_units = math.prod(matrix.shape) // 32
+    constants = matrix.constants | {"UNITS_PER_ROW": 0}  # one kernel for matrices of all widths
+    _dequantise[(triton.cdiv(num_units, _UNITS),)](
+        *(matrix.codes, matrix.data, matrix.halves, out),
+        *(matrix.codes_base, matrix.header_base, num_units),
+        **constants,
         UNITS=_UNITS,
     )
     return out

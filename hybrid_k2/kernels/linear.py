@@ -1,9 +1,7 @@
 """y = W x with W quantised in VRAM: a few tokens straight from the blocks, many through bfloat16.
 
-Up to 16 tokens: a tile of the matrix is decoded to bfloat16 once and multiplied for all of them by
-the tensor cores, which cost nothing beside the decoding; columns are split over programs until the
-GPU is full, and the last program of a row to arrive adds the parts in their order, so that results
-do not depend on timing. More tokens: dequantised in pieces for torch's matmul. Knows no modules.
+A few: 16-bit activations meet the stored codes in integer arithmetic, exact but for the rounding of
+the activations (products.py). Many: dequantised in pieces for torch's matmul. Knows no modules.
 """
 
 from __future__ import annotations
@@ -14,86 +12,29 @@ import torch
 import triton
 import triton.language as tl
 
-from hybrid_k2.kernels.decode import low_weight
 from hybrid_k2.kernels.dequantise import dequantise
+from hybrid_k2.kernels.fixed_point import FixedPoint, to_fixed_point
 from hybrid_k2.kernels.matrix import QuantisedMatrix
-from hybrid_k2.kernels.tiles import load_tile
+from hybrid_k2.kernels.products import row_products
 
-MAX_TOKENS = 16  # of the kernel that reads blocks
+MAX_TOKENS = 32  # in steps of 8; beyond, writing and reading bfloat16 weights costs less
+_STEP_TOKENS = 8
 _SCRATCH_BYTES = 256 << 20
-_ROWS, _UNITS, _WARPS, _STAGES = 64, 8, 4, 4
-_PROGRAMS = 800  # about six for each of an H200's 132 multiprocessors
 
 
 @triton.jit
-def product(
+def _linear(
     codes,
     header,
     halves,
-    x,
-    first_unit,
-    decode: tl.constexpr,
-    UNITS_PER_ROW: tl.constexpr,
-    UNITS_PER_BLOCK: tl.constexpr,
-    CODES_STRIDE: tl.constexpr,
-    HEADER_STRIDE: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-    HAS_OFFSET: tl.constexpr,
-    ROWS: tl.constexpr,
-    UNITS: tl.constexpr,
-    NUM_UNITS: tl.constexpr,
-    TOKENS: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    """Rows times tokens over NUM_UNITS units from first_unit on: float32 [ROWS, TOKENS].
-
-    codes, header, halves: pointers [ROWS, 1] to each row's first block. x: pointers [1, TOKENS].
-    """
-    total = tl.zeros([ROWS, TOKENS], tl.float32)
-    for done in tl.range(0, NUM_UNITS, UNITS, num_stages=STAGES):
-        first = first_unit + done
-        low, high = load_tile(
-            codes,
-            header,
-            halves,
-            first,
-            decode,
-            UNITS_PER_ROW,
-            UNITS_PER_BLOCK,
-            CODES_STRIDE,
-            HEADER_STRIDE,
-            HAS_OFFSET,
-            ROWS,
-            UNITS,
-        )
-        column = first * 16 + tl.arange(0, UNITS * 16)[:, None]
-        place = x + low_weight(column, INTERLEAVED)
-        if UNITS_PER_ROW % UNITS or UNITS_PER_ROW % NUM_UNITS:
-            inside = column < UNITS_PER_ROW * 16
-            x_low = tl.load(place, mask=inside, other=0)
-            x_high = tl.load(place + 16 * INTERLEAVED, mask=inside, other=0)
-        else:
-            x_low = tl.load(place)
-            x_high = tl.load(place + 16 * INTERLEAVED)
-        total = tl.dot(low.to(tl.bfloat16), x_low.to(tl.bfloat16), total)
-        total = tl.dot(high.to(tl.bfloat16), x_high.to(tl.bfloat16), total)
-    return total
-
-
-@triton.jit
-def _few_tokens(
-    data,
-    halves,
-    x,
+    x_codes,
+    x_scales,
+    x_sums,
     out,
-    parts,
-    arrivals,
     codes_base,
     header_base,
     num_rows,
     num_tokens,
-    x_token_stride,
-    x_stride,
     decode: tl.constexpr,
     UNITS_PER_ROW: tl.constexpr,
     UNITS_PER_BLOCK: tl.constexpr,
@@ -101,25 +42,28 @@ def _few_tokens(
     HEADER_STRIDE: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     HAS_OFFSET: tl.constexpr,
+    ALIGNED: tl.constexpr,
     ROWS: tl.constexpr,
+    LANES: tl.constexpr,
     UNITS: tl.constexpr,
-    NUM_UNITS: tl.constexpr,
-    SPLITS: tl.constexpr,
     TOKENS: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
-    split = tl.program_id(1)
-    matrix, num_stacked = tl.program_id(2), tl.num_programs(2)
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    token = tl.arange(0, TOKENS)
-    stacked = matrix.to(tl.int64) * num_rows + tl.minimum(row, num_rows - 1)
-    block = (stacked * (UNITS_PER_ROW // UNITS_PER_BLOCK))[:, None]
-    total = product(
-        data + codes_base + block * CODES_STRIDE,
-        data + header_base + block * HEADER_STRIDE,
-        halves + header_base // 2 + block * (HEADER_STRIDE // 2),
-        x + matrix * x_stride + tl.minimum(token, num_tokens - 1)[None, :] * x_token_stride,
-        split * NUM_UNITS,
+    CODE_BYTES: tl.constexpr = 4 if ALIGNED else 2
+    K: tl.constexpr = UNITS_PER_ROW * 32
+    matrix, num_stacked = tl.program_id(1), tl.num_programs(1)
+    first_row = tl.program_id(0) * (ROWS * LANES // UNITS)
+    sums = row_products(
+        codes + codes_base // CODE_BYTES,
+        header + header_base,
+        halves + header_base // 2,
+        matrix.to(tl.int64) * num_rows * (UNITS_PER_ROW // UNITS_PER_BLOCK),
+        num_rows - 1,
+        first_row,
+        x_codes + matrix * (K // 2),
+        x_scales + matrix * (K // 32),
+        x_sums + matrix * (K // 16),
+        num_tokens - 1,
+        num_stacked,
         decode,
         UNITS_PER_ROW,
         UNITS_PER_BLOCK,
@@ -127,70 +71,65 @@ def _few_tokens(
         HEADER_STRIDE,
         INTERLEAVED,
         HAS_OFFSET,
+        ALIGNED,
         ROWS,
+        LANES,
         UNITS,
-        NUM_UNITS,
         TOKENS,
-        STAGES,
     )
-    inside = (row < num_rows)[:, None] & (token < num_tokens)[None, :]
-    place = (token[None, :] * num_stacked + matrix) * num_rows + row[:, None]
-    if SPLITS == 1:
-        tl.store(out + place, total, mask=inside)
-    else:
-        part_size = num_tokens * num_stacked * num_rows
-        tl.store(parts + split * part_size + place, total, mask=inside)
-        tl.debug_barrier()  # every thread's part is written before this program counts as arrived
-        arrival = arrivals + matrix * tl.num_programs(0) + tl.program_id(0)
-        if tl.atomic_add(arrival, 1, sem="acq_rel") == SPLITS - 1:
-            total = tl.zeros([ROWS, TOKENS], tl.float32)
-            for other in tl.static_range(SPLITS):
-                total += tl.load(parts + other * part_size + place, inside, 0, cache_modifier=".cg")
-            tl.store(out + place, total, mask=inside)
-            tl.store(arrival, 0)  # ready for the next launch
+    for t in tl.static_range(TOKENS):
+        for i in tl.static_range(ROWS):
+            row = first_row + i * (LANES // UNITS) + tl.arange(0, LANES // UNITS)
+            place = out + (t * num_stacked + matrix) * num_rows + row
+            tl.store(place, sums[t * ROWS + i], mask=(row < num_rows) & (t < num_tokens))
 
 
 def quantised_linear(
-    x: torch.Tensor, matrix: QuantisedMatrix, out: torch.Tensor | None = None
+    x: torch.Tensor | FixedPoint, matrix: QuantisedMatrix, out: torch.Tensor | None = None
 ) -> torch.Tensor:
     """x: [T, cols] float32 or bfloat16, last dimension contiguous; [T, S, cols] for a stack.
+    Several matrices that take the same x may share its to_fixed_point, for up to MAX_TOKENS tokens.
 
-    Returns float32 [T, rows], or [T, S, rows], on the matrix's device; products are of bfloat16.
-    One matrix must not be used on two streams at the same time.
+    Returns float32 [T, rows], or [T, S, rows], on the matrix's device.
     """
     num_tokens = x.shape[0]
     shape = (num_tokens, *matrix.shape[:-1])
     if out is None:
         out = torch.empty(shape, dtype=torch.float32, device=matrix.data.device)
-    assert x.shape == (num_tokens, *matrix.shape[:-2], matrix.shape[-1]), (x.shape, matrix.shape)
-    assert out.shape == shape and out.is_contiguous() and x.stride(-1) == 1, (out.shape, x.stride())
+    expected = (num_tokens, *matrix.shape[:-2], matrix.shape[-1])
+    assert tuple(x.shape) == expected, (x.shape, expected)
+    assert out.shape == shape and out.is_contiguous(), (out.shape, out.stride())
     if num_tokens > MAX_TOKENS:
+        assert isinstance(x, torch.Tensor), "a FixedPoint of more than MAX_TOKENS tokens"
         return _many_tokens(x, matrix, out)
+    fixed = x if isinstance(x, FixedPoint) else to_fixed_point(x)
     num_stacked, num_rows = math.prod(matrix.shape[:-2]), matrix.shape[-2]
-    row_programs = triton.cdiv(num_rows, _ROWS)
-    num_splits, split_units = _split(row_programs * num_stacked, matrix.units_per_row)
-    parts = out if num_splits == 1 else out.new_empty(num_splits, *shape)
-    _few_tokens[(row_programs, num_splits, num_stacked)](
-        *(matrix.data, matrix.halves, x, out, parts, matrix.arrivals),
-        *(matrix.codes_base, matrix.header_base, num_rows, num_tokens),
-        *(x.stride(0), x.stride(1) if num_stacked > 1 else 0),
-        **matrix.constants,
-        ROWS=_ROWS,
-        UNITS=_UNITS,
-        NUM_UNITS=split_units,
-        SPLITS=num_splits,
-        TOKENS=8 if num_tokens <= 8 else MAX_TOKENS,
-        STAGES=_STAGES,
-        num_warps=_WARPS,
-    )
+    for first in range(0, num_tokens, _STEP_TOKENS):
+        step = min(_STEP_TOKENS, num_tokens - first)
+        vectors = slice(first * num_stacked, (first + step) * num_stacked)
+        tile = linear_tile(num_rows * num_stacked, matrix.units_per_row, step)
+        rows_of_program = tile["ROWS"] * tile["LANES"] // tile["UNITS"]
+        _linear[(triton.cdiv(num_rows, rows_of_program), num_stacked)](
+            *(matrix.codes, matrix.data, matrix.halves),
+            *(fixed.codes[vectors], fixed.scales[vectors], fixed.sums[vectors]),
+            *(out[first : first + step], matrix.codes_base, matrix.header_base, num_rows, step),
+            **matrix.constants,
+            **tile,
+        )
     return out
 
 
-def _split(num_programs: int, num_units: int) -> tuple[int, int]:
-    """Into how many parts of how many units each to split rows, for about _PROGRAMS programs."""
-    num_tiles = triton.cdiv(num_units, _UNITS)
-    tiles_per_split = max(1, num_tiles * num_programs // _PROGRAMS)
-    return triton.cdiv(num_tiles, tiles_per_split), tiles_per_split * _UNITS
+def linear_tile(num_rows: int, units_per_row: int, num_tokens: int) -> dict[str, int]:
+    """What a program takes on: measured on an H200 for K2's shapes, see benchmarks/results."""
+    num_warps = 4 if units_per_row >= 128 else 1
+    rows = 4 if num_rows * num_warps >= 12_000 else 2
+    return {
+        "ROWS": rows,
+        "LANES": 32 * num_warps,
+        "UNITS": min(32 * num_warps, triton.next_power_of_2(units_per_row)),
+        "TOKENS": triton.next_power_of_2(num_tokens),
+        "num_warps": num_warps,
+    }
 
 
 def _many_tokens(x: torch.Tensor, matrix: QuantisedMatrix, out: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ from hybrid_k2.quant.stored import StoredTensor
 class DecodedFormat:
     """How kernels see a format: `function` of decode.py, and where in a block the codes lie.
 
-    interleaved: units whose runs interleave (see decode.low_weight).
+    interleaved: units whose runs interleave (see decode.low_run).
     has_offset: False where the decode function's offsets mean nothing and are zero.
     """
 
@@ -53,13 +53,11 @@ SUPPORTED = tuple(DECODED)
 class QuantisedMatrix:
     """data: uint8 [bytes] on a GPU. shape: (rows, cols), or (stack, rows, cols).
 
-    arrivals: int32 zeros, where the programs of a product count themselves.
     codes_base, header_base: bytes before the first block's codes and header; codes_stride and
     header_stride: from one block's to the next one's.
     """
 
     data: torch.Tensor
-    arrivals: torch.Tensor
     quant: QuantFormat
     shape: tuple[int, ...]
     codes_base: int
@@ -88,6 +86,7 @@ class QuantisedMatrix:
             "HEADER_STRIDE": self.header_stride,
             "INTERLEAVED": self.format.interleaved,
             "HAS_OFFSET": self.format.has_offset,
+            "ALIGNED": self.is_aligned,
         }
 
     def rows(self, picked: slice) -> QuantisedMatrix:
@@ -101,6 +100,18 @@ class QuantisedMatrix:
             codes_base=self.codes_base + blocks * self.codes_stride,
             header_base=self.header_base + blocks * self.header_stride,
         )
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether codes can be loaded as 32-bit words."""
+        return self.codes_base % 4 == 0 and self.codes_stride % 4 == 0
+
+    @property
+    def codes(self) -> torch.Tensor:
+        """The same bytes as the words in which codes are loaded."""
+        size = 4 if self.is_aligned else 2
+        whole = self.data[: self.data.numel() // size * size]
+        return whole.view(torch.int32 if self.is_aligned else torch.uint16)
 
     @property
     def halves(self) -> torch.Tensor:
@@ -123,10 +134,8 @@ def over_blocks(
     codes_base, header_base = (
         (header_bytes, 0) if decoded.header_first else (0, decoded.codes_bytes)
     )
-    arrivals = torch.zeros(math.prod(shape[:-1]), dtype=torch.int32, device=data.device)
     return QuantisedMatrix(
         data=data,
-        arrivals=arrivals,
         quant=quant,
         shape=tuple(shape),
         codes_base=codes_base,

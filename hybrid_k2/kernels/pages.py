@@ -28,7 +28,7 @@ def latent_width(pages: torch.Tensor) -> int:
 
 
 def quantise_rows(latents: torch.Tensor, rank: int) -> torch.Tensor:
-    """Rows [T, latent] of any float type, c in the first `rank` columns -> int8 [T, latent + 16]."""
+    """Rows [T, latent] of any float type, c in the first `rank` columns, in 8 bits."""
     latents = latents.float()
     parts = [latents[:, :rank], latents[:, rank:]]
     scales = torch.stack([part.abs().amax(1) / 127 for part in parts], dim=1)  # [T, 2]

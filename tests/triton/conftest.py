@@ -1,8 +1,9 @@
 """Triton kernels on whatever there is: the GPU, or Triton's interpreter on the CPU.
 
 The same tests run on both; on a GPU they carry the marker `gpu`. Owns what the interpreter
-lacks: numpy has no bfloat16, so its dot would multiply bit patterns; and since numpy 2.4 an array
-of one element is no index, so a loop up to a loaded number would not start.
+lacks: numpy has no bfloat16, so its dot would multiply bit patterns; since numpy 2.4 an array of
+one element is no index, so a loop up to a loaded number would not start; and each call of a
+function in a kernel would patch the whole language again, 20 ms a time.
 """
 
 import os
@@ -62,3 +63,15 @@ def _interpreter_multiplies_bfloat16() -> None:
         tensor.__index__ = lambda self: self.handle.data.item()
 
     interpreter._patch_lang_tensor = patch_tensor_and_index
+
+    patched: set[str] = set()
+
+    def call(self, *args, **kwargs):
+        if self.fn.__module__ not in patched:
+            interpreter._patch_lang(self.fn)
+            patched.add(self.fn.__module__)
+        return self.rewrite()(*args, **kwargs)
+
+    interpreter.InterpretedFunction.__call__ = call
+    # Every integer operation would be done again in 64 bits.
+    object.__setattr__(interpreter.interpreter_builder.options, "sanitize_overflow", False)
