@@ -1,0 +1,42 @@
+"""Samples the conversations of chats.txt, whose user turns people wrote, for people to judge.
+
+`PYTHONPATH=training python -m demo_k2.chats [MODEL] > chats.md`; the seed makes them repeatable.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from hybrid_k2 import Engine, SamplingParams
+
+TEMPERATURE, MAX_TOKENS = 0.6, 160
+
+
+def conversations(engine: Engine) -> Iterator[list[tuple[str, str]]]:
+    """Yields (question, answer) lists, each conversation sampled with its own seed."""
+    text = Path(__file__).with_name("chats.txt").read_text(encoding="utf-8")
+    for seed, line in enumerate(text.splitlines(), 1):
+        params = SamplingParams(temperature=TEMPERATURE, max_tokens=MAX_TOKENS, seed=seed)
+        messages: list[dict[str, str]] = []
+        turns = []
+        for question in line.split(" | "):
+            messages.append({"role": "user", "content": question})
+            ids = list(engine.generate(engine.template.render(messages), params))
+            answer = engine.tokenizer.decode(ids)
+            messages.append({"role": "assistant", "content": answer})
+            turns.append((question, answer))
+        yield turns
+
+
+def main() -> None:
+    with Engine.open(sys.argv[1] if len(sys.argv) > 1 else None) as engine:
+        for number, turns in enumerate(conversations(engine), 1):
+            print(f"**{number}**\n")
+            for question, answer in turns:
+                print(f"> {question}\n\n{answer}\n")
+
+
+if __name__ == "__main__":
+    main()
