@@ -25,10 +25,10 @@ inline void signed_run(uint64_t run, uint32_t signs, int8_t* codes) {
   }
 }
 
-// Eight ternary weights stored as 0..2, times eight, plus the shift.
+// Eight ternary weights times eight, stored as 0, 8 and 16, plus the shift.
 inline void shifted_run(uint64_t run, int shift, int8_t* codes) {
   for (int i = 0; i < 8; ++i)
-    codes[i] = static_cast<int8_t>(8 * (static_cast<int>(run >> (8 * i) & 255) - 1) + shift);
+    codes[i] = static_cast<int8_t>(static_cast<int>(run >> (8 * i) & 255) - 8 + shift);
 }
 
 }  // namespace

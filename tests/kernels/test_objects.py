@@ -40,8 +40,8 @@ def test_a_kernel_object_exports_one_symbol(source):
 def test_the_grids_are_the_gguf_packages():
     folder = ROOT / "cpp_ext" / "kernels" / "grids"
     script = runpy.run_path(str(folder / "write_grids.py"))
-    assert {path.stem for path in folder.glob("*.h")} == set(script["OFFSETS"])
-    for name in script["OFFSETS"]:
+    assert {path.stem for path in folder.glob("*.h")} == set(script["NAMES"])
+    for name in script["NAMES"]:
         assert script["path_of"](name).read_text() == script["header"](name)
 
 

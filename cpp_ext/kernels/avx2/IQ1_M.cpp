@@ -1,8 +1,8 @@
-// IQ1_M on AVX2: ternary runs of 8, groups of 16. Codes are 8 (grid + 1), plus 2 for a shift of 1/8
-// and 0 for -1/8: w = d * scale / 8 * (code - 9).
+// IQ1_M on AVX2: ternary runs of 8 times eight, groups of 16. Codes are 8 (grid + 1), plus 2 for a
+// shift of 1/8 and 0 for -1/8: w = d * scale / 8 * (code - 9).
 #include "../grids/IQ1_S.h"
-#include "quantised.h"
 #include "runs.h"
+#include "tiled.h"
 
 namespace hk2 {
 namespace {
@@ -23,7 +23,7 @@ struct Format {
       const __m256i minus = _mm256_cmpgt_epi64(_mm256_and_si256(nibbles, _mm256_set1_epi64x(8)),
                                                _mm256_setzero_si256());
       const __m256i shifts = _mm256_andnot_si256(minus, _mm256_set1_epi8(2));
-      w.codes[g] = _mm256_or_si256(_mm256_slli_epi16(runs, 3), shifts);
+      w.codes[g] = _mm256_or_si256(runs, shifts);
     }
     const __m128i steps = odd_steps_of(block);
     const __m256 d = _mm256_mul_ps(broadcast_half(half_of(block)), _mm256_set1_ps(0.125f));
@@ -36,4 +36,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, IQ1_M, multiply<QuantisedRow<Format>>)
+HK2_EXPORT(avx2, IQ1_M, TiledKernel<Format>::multiply)

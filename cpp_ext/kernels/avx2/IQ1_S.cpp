@@ -1,8 +1,8 @@
-// IQ1_S on AVX2: ternary runs of 8, groups of 32; w = scale * (grid + 1) - min.
+// IQ1_S on AVX2: ternary runs of 8, groups of 32; w = scale * 8 (grid + 1) - min.
 #include "../grids/IQ1_S.h"
 
-#include "quantised.h"
 #include "runs.h"
+#include "tiled.h"
 
 namespace hk2 {
 namespace {
@@ -28,4 +28,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, IQ1_S, multiply<QuantisedRow<Format>>)
+HK2_EXPORT(avx2, IQ1_S, TiledKernel<Format>::multiply)

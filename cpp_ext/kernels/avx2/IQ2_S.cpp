@@ -1,8 +1,8 @@
 // IQ2_S on AVX2: runs of 8 with signs, groups of 16; two high bits of each index lie apart.
 #include "../grids/IQ2_S.h"
 
-#include "quantised.h"
 #include "runs.h"
+#include "tiled.h"
 
 namespace hk2 {
 namespace {
@@ -32,4 +32,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, IQ2_S, multiply<QuantisedRow<Format>>)
+HK2_EXPORT(avx2, IQ2_S, TiledKernel<Format>::multiply)

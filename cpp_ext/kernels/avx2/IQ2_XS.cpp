@@ -1,8 +1,8 @@
 // IQ2_XS on AVX2: runs of 8 with signs, groups of 16.
 #include "../grids/IQ2_XS.h"
 
-#include "quantised.h"
 #include "runs.h"
+#include "tiled.h"
 
 namespace hk2 {
 namespace {
@@ -34,4 +34,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, IQ2_XS, multiply<QuantisedRow<Format>>)
+HK2_EXPORT(avx2, IQ2_XS, TiledKernel<Format>::multiply)

@@ -1,8 +1,8 @@
 // IQ2_XXS on AVX2: runs of 8 with signs, groups of 32.
 #include "../grids/IQ2_XXS.h"
 
-#include "quantised.h"
 #include "runs.h"
+#include "tiled.h"
 
 namespace hk2 {
 namespace {
@@ -31,4 +31,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, IQ2_XXS, multiply<QuantisedRow<Format>>)
+HK2_EXPORT(avx2, IQ2_XXS, TiledKernel<Format>::multiply)

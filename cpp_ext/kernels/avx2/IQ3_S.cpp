@@ -1,8 +1,8 @@
 // IQ3_S on AVX2: runs of 4 with signs, groups of 32; a ninth bit of each index lies apart.
 #include "../grids/IQ3_S.h"
 
-#include "quantised.h"
 #include "runs.h"
+#include "tiled.h"
 
 namespace hk2 {
 namespace {
@@ -29,4 +29,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, IQ3_S, multiply<QuantisedRow<Format>>)
+HK2_EXPORT(avx2, IQ3_S, TiledKernel<Format>::multiply)

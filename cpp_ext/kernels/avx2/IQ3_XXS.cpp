@@ -1,8 +1,8 @@
 // IQ3_XXS on AVX2: runs of 4 with signs, groups of 32.
 #include "../grids/IQ3_XXS.h"
 
-#include "quantised.h"
 #include "runs.h"
+#include "tiled.h"
 
 namespace hk2 {
 namespace {
@@ -27,4 +27,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, IQ3_XXS, multiply<QuantisedRow<Format>>)
+HK2_EXPORT(avx2, IQ3_XXS, TiledKernel<Format>::multiply)

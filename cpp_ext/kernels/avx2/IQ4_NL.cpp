@@ -1,7 +1,6 @@
 // IQ4_NL on AVX2: w = d * step[q], signed steps.
 #include "../codebooks.h"
-#include "fields.h"
-#include "quantised.h"
+#include "tiled.h"
 
 namespace hk2 {
 namespace {
@@ -26,4 +25,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, IQ4_NL, multiply<QuantisedRow<Format>>)
+HK2_EXPORT(avx2, IQ4_NL, TiledKernel<Format>::multiply)

@@ -1,7 +1,6 @@
 // IQ4_XS on AVX2: w = d * scale * step[q], signed steps; 16 bytes are a group.
 #include "../codebooks.h"
-#include "fields.h"
-#include "quantised.h"
+#include "tiled.h"
 
 namespace hk2 {
 namespace {
@@ -26,4 +25,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, IQ4_XS, multiply<QuantisedRow<Format>>)
+HK2_EXPORT(avx2, IQ4_XS, TiledKernel<Format>::multiply)

@@ -1,7 +1,6 @@
 // MXFP4 on AVX2: w = 2^(e - 128) * step[q], signed steps.
 #include "../codebooks.h"
-#include "fields.h"
-#include "quantised.h"
+#include "tiled.h"
 
 namespace hk2 {
 namespace {
@@ -26,4 +25,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, MXFP4, multiply<QuantisedRow<Format>>)
+HK2_EXPORT(avx2, MXFP4, TiledKernel<Format>::multiply)

@@ -1,6 +1,5 @@
 // Q2_K on AVX2: w = d * scale * q - dmin * min per group of 16.
-#include "fields.h"
-#include "quantised.h"
+#include "tiled.h"
 
 namespace hk2 {
 namespace {
@@ -31,4 +30,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, Q2_K, multiply<QuantisedRow<Format>>)
+HK2_EXPORT(avx2, Q2_K, TiledKernel<Format>::multiply)

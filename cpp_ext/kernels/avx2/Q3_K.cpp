@@ -1,7 +1,6 @@
 // Q3_K on AVX2: w = d * scale * q - 4 d * scale per group of 16; weight 32 s + i has its third bit
 // in bit s of byte i of hmask.
-#include "fields.h"
-#include "quantised.h"
+#include "tiled.h"
 
 namespace hk2 {
 namespace {
@@ -40,4 +39,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, Q3_K, multiply<QuantisedRow<Format>>)
+HK2_EXPORT(avx2, Q3_K, TiledKernel<Format>::multiply)

@@ -1,5 +1,5 @@
 // Q4_0 on AVX2: w = d * q - 8 d.
-#include "quantised.h"
+#include "tiled.h"
 
 namespace hk2 {
 namespace {
@@ -22,4 +22,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, Q4_0, multiply<QuantisedRow<Format>>)
+HK2_EXPORT(avx2, Q4_0, TiledKernel<Format>::multiply)

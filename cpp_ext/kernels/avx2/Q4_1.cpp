@@ -1,6 +1,5 @@
 // Q4_1 on AVX2: w = d * q + m.
-#include "fields.h"
-#include "quantised.h"
+#include "tiled.h"
 
 namespace hk2 {
 namespace {
@@ -24,4 +23,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, Q4_1, multiply<QuantisedRow<Format>>)
+HK2_EXPORT(avx2, Q4_1, TiledKernel<Format>::multiply)

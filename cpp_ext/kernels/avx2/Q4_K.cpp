@@ -1,6 +1,5 @@
 // Q4_K on AVX2: 32 bytes hold groups 2 j (low nibbles) and 2 j + 1 (high nibbles).
-#include "fields.h"
-#include "quantised.h"
+#include "tiled.h"
 
 namespace hk2 {
 namespace {
@@ -25,4 +24,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, Q4_K, multiply<QuantisedRow<Format>>)
+HK2_EXPORT(avx2, Q4_K, TiledKernel<Format>::multiply)

@@ -1,6 +1,5 @@
 // Q5_0 on AVX2: w = d * q - 16 d; each block has a word of fifth bits.
-#include "fields.h"
-#include "quantised.h"
+#include "tiled.h"
 
 namespace hk2 {
 namespace {
@@ -27,4 +26,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, Q5_0, multiply<QuantisedRow<Format>>)
+HK2_EXPORT(avx2, Q5_0, TiledKernel<Format>::multiply)

@@ -1,6 +1,5 @@
 // Q5_1 on AVX2: w = d * q + m; each block has a word of fifth bits.
-#include "fields.h"
-#include "quantised.h"
+#include "tiled.h"
 
 namespace hk2 {
 namespace {
@@ -28,4 +27,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, Q5_1, multiply<QuantisedRow<Format>>)
+HK2_EXPORT(avx2, Q5_1, TiledKernel<Format>::multiply)

@@ -1,6 +1,5 @@
 // Q5_K on AVX2: as Q4_K, and bit g of byte i of qh is the fifth bit of weight i of group g.
-#include "fields.h"
-#include "quantised.h"
+#include "tiled.h"
 
 namespace hk2 {
 namespace {
@@ -33,4 +32,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, Q5_K, multiply<QuantisedRow<Format>>)
+HK2_EXPORT(avx2, Q5_K, TiledKernel<Format>::multiply)

@@ -1,5 +1,5 @@
 // Q6_K on AVX2: w = d * scale * q - 32 d * scale per group of 16.
-#include "quantised.h"
+#include "tiled.h"
 
 namespace hk2 {
 namespace {
@@ -38,4 +38,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, Q6_K, multiply<QuantisedRow<Format>>)
+HK2_EXPORT(avx2, Q6_K, TiledKernel<Format>::multiply)

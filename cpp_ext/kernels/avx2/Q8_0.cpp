@@ -1,5 +1,5 @@
 // Q8_0 on AVX2: w = d * q, signed codes.
-#include "quantised.h"
+#include "tiled.h"
 
 namespace hk2 {
 namespace {
@@ -19,4 +19,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, Q8_0, multiply<QuantisedRow<Format>>)
+HK2_EXPORT(avx2, Q8_0, TiledKernel<Format>::multiply)

@@ -1,6 +1,5 @@
 // TQ1_0 on AVX2: w = d * q - d; digits in base 3.
-#include "fields.h"
-#include "quantised.h"
+#include "tiled.h"
 
 namespace hk2 {
 namespace {
@@ -20,4 +19,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, TQ1_0, multiply<QuantisedRow<Format>>)
+HK2_EXPORT(avx2, TQ1_0, TiledKernel<Format>::multiply)

@@ -1,6 +1,5 @@
 // TQ2_0 on AVX2: w = d * q - d; two bits as in Q2_K.
-#include "fields.h"
-#include "quantised.h"
+#include "tiled.h"
 
 namespace hk2 {
 namespace {
@@ -24,4 +23,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, TQ2_0, multiply<QuantisedRow<Format>>)
+HK2_EXPORT(avx2, TQ2_0, TiledKernel<Format>::multiply)

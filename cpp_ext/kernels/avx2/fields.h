@@ -14,6 +14,9 @@ HK2_INLINE __m128i load_8(const void* bytes) {
 HK2_INLINE __m128i load_16(const void* bytes) {
   return _mm_loadu_si128(static_cast<const __m128i*>(bytes));
 }
+HK2_INLINE __m256i load_32(const void* bytes) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(bytes));
+}
 
 HK2_INLINE __m256 broadcast_half(uint16_t half) {
   return _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(half)));
@@ -143,17 +146,17 @@ HK2_INLINE __m256 scales_of(const BlockIQ3_S& block) {
   return _mm256_mul_ps(to_floats(odd), broadcast_half(block.d));
 }
 
-// w = scale * (grid + 1) - min with the grid's -1, 0 and 1.
+// w = scale * 8 (grid + 1) - min with the grid's -1, 0 and 1.
 HK2_INLINE ScalesAndMins scales_of(const BlockIQ1_S& block) {
   const __m256i words = _mm256_cvtepu16_epi32(load_16(block.qh));
   const __m256i steps = _mm256_and_si256(_mm256_srli_epi32(words, 11), _mm256_set1_epi32(14));
-  const __m256 scales = _mm256_mul_ps(
-      _mm256_cvtepi32_ps(_mm256_or_si256(steps, _mm256_set1_epi32(1))), broadcast_half(block.d));
-  // 1 - shift: 7/8, or 9/8 where bit 15 is set.
-  const __m256i eighths = _mm256_add_epi32(
+  const __m256 d = _mm256_mul_ps(broadcast_half(block.d), _mm256_set1_ps(0.125f));
+  const __m256 scales =
+      _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_or_si256(steps, _mm256_set1_epi32(1))), d);
+  // 8 - 8 shift: 7, or 9 where bit 15 is set.
+  const __m256i offsets = _mm256_add_epi32(
       _mm256_and_si256(_mm256_srli_epi32(words, 14), _mm256_set1_epi32(2)), _mm256_set1_epi32(7));
-  const __m256 factors = _mm256_mul_ps(_mm256_cvtepi32_ps(eighths), _mm256_set1_ps(0.125f));
-  return {scales, _mm256_mul_ps(scales, factors)};
+  return {scales, _mm256_mul_ps(scales, _mm256_cvtepi32_ps(offsets))};
 }
 
 HK2_INLINE uint16_t half_of(const BlockIQ1_M& block) {

@@ -9,7 +9,7 @@
 
 #include <immintrin.h>
 
-#include "../stream.h"
+#include "fields.h"
 
 namespace hk2 {
 namespace {
@@ -21,6 +21,17 @@ struct Unit {
   __m256 scales[2];  // natural order; groups of 32 use only [0]
   __m256 mins[2];
 };
+
+// The blocks behind the last whole unit of a row, filled up with zero blocks in `tail` (one unit);
+// the activations are padded with zeros.
+template <class Format>
+HK2_INLINE const uint8_t* last_unit(const uint8_t* row, int64_t cols, uint8_t* tail) {
+  constexpr unsigned kUnitBytes = kUnit / Format::kBlock * Format::kBlockBytes;
+  const unsigned used = static_cast<unsigned>(cols % kUnit) / Format::kBlock * Format::kBlockBytes;
+  memset(tail, 0, kUnitBytes);
+  memcpy(tail, row + cols / kUnit * kUnitBytes, used);
+  return tail;
+}
 
 // Format: kGroup (16 or 32), kSigned, kBlock (weights), kBlockBytes, `static void load(const
 // uint8_t*, Unit&)`.
@@ -89,21 +100,15 @@ struct QuantisedRow {
       Format::load(row + u * kUnitBytes, w);
       for (int i = 0; i < N; ++i) add(w, x[i], u, sum[i]);
     }
-    const unsigned rest = static_cast<unsigned>(cols % kUnit);
-    if (rest) {  // zero blocks fill the last unit; the activations are padded with zeros
-      alignas(64) uint8_t tail[kUnitBytes] = {};
-      memcpy(tail, row + units * kUnitBytes, rest / Format::kBlock * Format::kBlockBytes);
+    if (cols % kUnit) {
+      alignas(64) uint8_t tail[kUnitBytes];
       Unit w;
-      Format::load(tail, w);
+      Format::load(last_unit<Format>(row, cols, tail), w);
       for (int i = 0; i < N; ++i) add(w, x[i], units, sum[i]);
     }
     for (int i = 0; i < N; ++i) y[i * y_stride] = total(sum[i]);
   }
 };
-
-HK2_INLINE __m256i load_32(const void* bytes) {
-  return _mm256_loadu_si256(static_cast<const __m256i*>(bytes));
-}
 
 HK2_INLINE __m256i low_nibbles(__m256i bytes) {
   return _mm256_and_si256(bytes, _mm256_set1_epi8(15));

@@ -2,7 +2,7 @@
 
 The numbers come from the gguf package; tests/kernels/test_objects.py compares the files with what
 this writes. An entry is one run of weights, the first in the lowest byte. IQ1_S's -1, 0 and 1 are
-stored as 0, 1 and 2, the other grids' magnitudes as they are.
+stored as 0, 8 and 16, because its shifts are eighths, the other grids' magnitudes as they are.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 
 from hybrid_k2.quant.codebooks import grid_values
 
-OFFSETS = {"IQ1_S": 1, "IQ2_XXS": 0, "IQ2_XS": 0, "IQ2_S": 0, "IQ3_XXS": 0, "IQ3_S": 0}
+NAMES = ("IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
 LINE = 96
 
 
@@ -22,7 +22,8 @@ def path_of(name: str) -> Path:
 
 def header(name: str) -> str:
     """The text of the header of a grid."""
-    runs = (grid_values(name) + OFFSETS[name]).astype(np.uint8)
+    values = grid_values(name)
+    runs = (8 * (values + 1) if name == "IQ1_S" else values).astype(np.uint8)
     entries, length = runs.shape
     values = runs.view(f"<u{length}").reshape(-1).tolist()
     numbers = [f"0x{value:0{2 * length}x}" for value in values]
@@ -49,5 +50,5 @@ alignas(64) constexpr uint{8 * length}_t kGrid{name}[{entries}] = {{
 
 
 if __name__ == "__main__":
-    for name in OFFSETS:
+    for name in NAMES:
         path_of(name).write_text(header(name), encoding="utf-8")
