@@ -41,6 +41,7 @@ ISA_FLAGS = {
     "generic": [],
     "avx2": _AVX2,
     "avx512_vnni": _AVX512,
+    "avx512_vbmi": [*_AVX512, "-mavx512vbmi", "-mgfni"],
     "amx": [*_AVX512, "-mamx-tile", "-mamx-bf16"],
     "amx_emulated": [],
 }

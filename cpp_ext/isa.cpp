@@ -24,7 +24,7 @@ bool request_tile_registers() {
 }
 
 struct CpuFeatures {
-  bool avx2 = false, avx512_vnni = false, amx = false;
+  bool avx2 = false, avx512_vnni = false, avx512_vbmi = false, amx = false;
 
   CpuFeatures() {
     unsigned a, b, c, d;
@@ -40,8 +40,10 @@ struct CpuFeatures {
     avx2 = os_ymm && fma && f16c && (b >> 5 & 1);
     const bool f = b >> 16 & 1, dq = b >> 17 & 1, bw = b >> 30 & 1, vl = b >> 31 & 1;
     avx512_vnni = avx2 && os_zmm && f && dq && bw && vl && (c >> 11 & 1);
+    const bool vbmi = c >> 1 & 1, gfni = c >> 8 & 1;
+    avx512_vbmi = avx512_vnni && vbmi && gfni;
     const bool amx_bf16 = d >> 22 & 1, amx_tile = d >> 24 & 1;
-    amx = avx512_vnni && os_tiles && amx_bf16 && amx_tile && request_tile_registers();
+    amx = avx512_vbmi && os_tiles && amx_bf16 && amx_tile && request_tile_registers();
   }
 };
 #endif
@@ -51,6 +53,7 @@ bool is_supported(Tier tier) {
   static const CpuFeatures cpu;
   if (tier == Tier::kAvx2) return cpu.avx2;
   if (tier == Tier::kAvx512Vnni) return cpu.avx512_vnni;
+  if (tier == Tier::kAvx512Vbmi) return cpu.avx512_vbmi;
   if (tier == Tier::kAmx) return cpu.amx;
 #endif
   return tier == Tier::kGeneric;
@@ -60,8 +63,11 @@ bool is_supported(Tier tier) {
 
 const std::vector<TierInfo>& all_tiers() {
   static const std::vector<TierInfo> tiers = {
-      {Tier::kGeneric, "generic", Tier::kGeneric},          {Tier::kAvx2, "avx2", Tier::kGeneric},
-      {Tier::kAvx512Vnni, "avx512_vnni", Tier::kAvx2},      {Tier::kAmx, "amx", Tier::kAvx512Vnni},
+      {Tier::kGeneric, "generic", Tier::kGeneric},
+      {Tier::kAvx2, "avx2", Tier::kGeneric},
+      {Tier::kAvx512Vnni, "avx512_vnni", Tier::kAvx2},
+      {Tier::kAvx512Vbmi, "avx512_vbmi", Tier::kAvx512Vnni},
+      {Tier::kAmx, "amx", Tier::kAvx512Vbmi},
       {Tier::kAmxEmulated, "amx_emulated", Tier::kGeneric},
   };
   return tiers;

@@ -14,7 +14,7 @@ from kernels.test_products import linear  # noqa: E402
 
 FIRST = 16  # tokens
 QUANTISED = [quant for quant in _cpu.quant_types() if quant not in ("F32", "F16", "BF16")]
-PARENTS = {"amx": "avx512_vnni", "amx_emulated": "generic"}
+PARENTS = {"amx": "avx512_vbmi", "amx_emulated": "generic"}
 TIERS = [tier for tier in PARENTS if tier in (*_cpu.tiers(), "amx_emulated")]
 tiers = pytest.mark.parametrize("tier", TIERS)
 UNEVEN = [1, 8, 12, FIRST - 1, FIRST, 17, 31, 33, 100, 270]  # the last: two runs of panels

@@ -6,7 +6,7 @@
 
 namespace hk2 {
 
-enum class Tier : int { kGeneric, kAvx2, kAvx512Vnni, kAmx, kAmxEmulated };
+enum class Tier : int { kGeneric, kAvx2, kAvx512Vnni, kAvx512Vbmi, kAmx, kAmxEmulated };
 
 struct TierInfo {
   Tier tier;

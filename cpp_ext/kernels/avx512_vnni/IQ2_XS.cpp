@@ -2,26 +2,29 @@
 // plus 43.
 #include "../grids/IQ2_XS.h"
 
-#include "runs.h"
+#include "laned.h"
 
 namespace hk2 {
 namespace {
 
 struct Format {
-  static constexpr int kGroup = 16, kMaxCode = 86, kBlock = 256, kBlockBytes = sizeof(BlockIQ2_XS);
-  static constexpr float kMinFactor = 43;
+  using Order = ByRun8;
+  static constexpr int kGroup = 16, kMaxCode = 86, kOffset = 43, kShift = 0;
+  static constexpr int kBlock = 256, kBlockBytes = sizeof(BlockIQ2_XS);
+  static constexpr bool kInPairs = false;
+  static constexpr float kFactor = 0.125f;
 
-  static HK2_INLINE Unit load(const uint8_t* bytes) {
+  static HK2_INLINE LanedUnit load_lanes(const uint8_t* bytes) {
     const BlockIQ2_XS& block = *reinterpret_cast<const BlockIQ2_XS*>(bytes);
-    Unit w;
-    const __m512i words = _mm512_loadu_si512(block.qs);  // 9 bits of index, 7 of signs
-    const Indices indices(_mm512_and_si512(words, _mm512_set1_epi16(511)));
-    const Signs signs(add_even_sign(_mm512_cvtepi16_epi8(_mm512_srli_epi16(words, 9))));
-    for (int j = 0; j < 4; ++j)
-      w.codes[j] = signs.apply(j, runs_of_8(kGridIQ2_XS, indices[j]), _mm512_set1_epi8(43));
-    const __m256 factor = _mm256_mul_ps(broadcast_half(block.d), _mm256_set1_ps(0.125f));
-    const __m512 scales = scale_steps(odd_steps_of(block), factor);
-    set_scales(w, scales, scales);
+    LanedUnit w;
+    const __m512i lanes = _mm512_loadu_si512(block.qs);  // words: 9 bits of index, 7 of signs
+    const Signs signs(add_even_sign(_mm512_cvtepi16_epi8(_mm512_srli_epi16(lanes, 9))));
+    for (int j = 0; j < 4; ++j) {
+      const __m512i indices =
+          _mm512_and_si512(_mm512_srli_epi64(lanes, 16u * j), _mm512_set1_epi64(511));
+      w.codes[j] = signs.apply(j, runs_of_8(kGridIQ2_XS, indices), _mm512_set1_epi8(43));
+    }
+    set_scales_of_bytes<Order>(w, block.scales, block.d);
     return w;
   }
 };
@@ -29,4 +32,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx512_vnni, IQ2_XS, TiledKernel<Format>::multiply, decode<Format>)
+HK2_EXPORT(avx512_vnni, IQ2_XS, multiply_laned<Format>, decode<Natural<Format>>)

@@ -2,27 +2,34 @@
 // plus 62.
 #include "../grids/IQ3_XXS.h"
 
-#include "runs.h"
+#include "laned.h"
 
 namespace hk2 {
 namespace {
 
 struct Format {
-  static constexpr int kGroup = 32, kMaxCode = 124, kBlock = 256,
-                       kBlockBytes = sizeof(BlockIQ3_XXS);
-  static constexpr float kMinFactor = 62;
+  using Order = ByRun8;
+  static constexpr int kGroup = 32, kMaxCode = 124, kOffset = 62, kShift = 0;
+  static constexpr int kBlock = 256, kBlockBytes = sizeof(BlockIQ3_XXS);
+  static constexpr bool kInPairs = false;
+  static constexpr float kFactor = 0.25f;
 
-  static HK2_INLINE Unit load(const uint8_t* bytes) {
+  static HK2_INLINE LanedUnit load_lanes(const uint8_t* bytes) {
     const BlockIQ3_XXS& block = *reinterpret_cast<const BlockIQ3_XXS*>(bytes);
-    Unit w;
+    LanedUnit w;
     const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(block.signs));
     const Signs signs(even_signs_of_words(words));
+    const __m512i lanes = _mm512_loadu_si512(block.qs);
     for (int j = 0; j < 4; ++j) {
-      const __m512i indices = _mm512_cvtepu8_epi32(load_16(block.qs + 16 * j));
+      // Word j of each lane: two indices, one in each half.
+      const int at = 2 * j;
+      const __m512i pick =
+          _mm512_set4_epi32(~0xff | (at + 9), ~0xff | (at + 8), ~0xff | (at + 1), ~0xff | at);
+      const __m512i indices = _mm512_shuffle_epi8(lanes, pick);
       w.codes[j] = signs.apply(j, runs_of_4(kGridIQ3_XXS, indices), _mm512_set1_epi8(62));
     }
-    const __m256 scales = scales_of_top_bits(words, block.d, 0.5f);
-    set_scales(w, scales, scales);
+    const __m512i groups = low_twice(_mm512_cvtepu32_epi64(words));
+    w.scales[0] = odd_scales(groups, 28, 15, broadcast_scale(block.d));
     return w;
   }
 };
@@ -30,4 +37,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx512_vnni, IQ3_XXS, TiledKernel<Format>::multiply, decode<Format>)
+HK2_EXPORT(avx512_vnni, IQ3_XXS, multiply_laned<Format>, decode<Natural<Format>>)

@@ -6,23 +6,12 @@
 namespace hk2 {
 namespace {
 
-HK2_INLINE __m512i runs_of_8(const uint64_t* grid, __m256i indices) {
-  return _mm512_i32gather_epi64(indices, grid, 8);
+HK2_INLINE __m512i runs_of_8(const uint64_t* grid, __m512i indices) {
+  return _mm512_i64gather_epi64(indices, grid, 8);
 }
 HK2_INLINE __m512i runs_of_4(const uint32_t* grid, __m512i indices) {
   return _mm512_i32gather_epi32(indices, grid, 4);
 }
-
-// 32 indices of 16 bits, eight at a time.
-struct Indices {
-  __m128i eights[4];
-
-  explicit HK2_INLINE Indices(__m512i words)
-      : eights{_mm512_castsi512_si128(words), _mm512_extracti32x4_epi32(words, 1),
-               _mm512_extracti32x4_epi32(words, 2), _mm512_extracti32x4_epi32(words, 3)} {}
-
-  HK2_INLINE __m256i operator[](int j) const { return _mm256_cvtepu16_epi32(eights[j]); }
-};
 
 // The low word of each quadword, four times.
 HK2_INLINE __m512i four_times(__m512i quadwords) {
@@ -30,11 +19,14 @@ HK2_INLINE __m512i four_times(__m512i quadwords) {
                              _mm512_set4_epi32(0x09080908, 0x09080908, 0x01000100, 0x01000100));
 }
 
-// The sign bits of a unit, 64 weights a word.
+// The sign bits of a unit, 64 weights a word. `bits`: four bytes for each group of 32 weights.
 struct Signs {
-  alignas(32) uint64_t words[4];
+  alignas(32) uint64_t words[4];  // word j: byte j of each group
 
   explicit HK2_INLINE Signs(__m256i bits) {
+    const __m128i bytes = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    bits = _mm256_shuffle_epi8(bits, _mm256_broadcastsi128_si256(bytes));
+    bits = _mm256_permutevar8x32_epi32(bits, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
     _mm256_store_si256(reinterpret_cast<__m256i*>(words), bits);
   }
 
@@ -44,6 +36,20 @@ struct Signs {
                                 offset, magnitudes);
   }
 };
+
+// 2 s + 1 for each of eight steps, which stand in the four bits from bit `shift` of both halves of
+// a lane, times d.
+HK2_INLINE __m512 odd_scales(__m512i lanes, int shift, int mask, __m512 d) {
+  const __m512i doubled = shift ? _mm512_srli_epi32(lanes, static_cast<unsigned>(shift - 1))
+                                : _mm512_slli_epi32(lanes, 1);
+  const __m512i odd = _mm512_ternarylogic_epi32(doubled, _mm512_set1_epi32(2 * mask),
+                                                _mm512_set1_epi32(1), 0xea);  // (a & b) | c
+  return _mm512_mul_ps(_mm512_cvtepi32_ps(odd), d);
+}
+
+// The low or the high half of each lane, in both.
+HK2_INLINE __m512i low_twice(__m512i lanes) { return _mm512_shuffle_epi32(lanes, _MM_PERM_CCAA); }
+HK2_INLINE __m512i high_twice(__m512i lanes) { return _mm512_shuffle_epi32(lanes, _MM_PERM_DDBB); }
 
 }  // namespace
 }  // namespace hk2
