@@ -21,14 +21,15 @@ from hybrid_k2.text.tokenizer import Tokenizer
 MAX_SCHEMA_BYTES = 256 << 10
 MAX_SCHEMA_DEPTH = 32
 
-# What a hostile schema may cost: at most 3 s to compile, 15 ms a mask and 40 MB (two slow cores).
-# A real tool's takes hundreds of items, a few thousand of fuel and less than 1000 states.
+# A hostile schema costs at most 3 s to compile, 15 ms a mask and 160 MB an answer (two slow cores).
+# A tool's takes 5000 of initial fuel and 20,000 a step, 100 items and 3000 states; but strings with
+# a maxLength need some 20 states a token, which is what the states are for.
 _LIMITS = {
     "initial_lexer_fuel": 1_000_000,
     "step_lexer_fuel": 200_000,
     "step_max_items": 50_000,
     "max_items_in_row": 2_000,
-    "max_lexer_states": 20_000,
+    "max_lexer_states": 250_000,
     "max_grammar_size": 100_000,
     "verbose_errors": False,
 }
@@ -50,19 +51,17 @@ class JsonGrammars:
     ) -> "JsonGrammar":
         """Returns the grammar of the JSON values that fit a schema (draft 2020-12).
 
-        Objects have their properties in the schema's order. is_strict: False ignores what of the
-        schema cannot be enforced, instead of refusing it.
+        Objects have their properties in the schema's order, and characters are escaped only where
+        they must be. is_strict: False ignores what cannot be enforced, instead of refusing it.
         Raises RequestError that begins with `where` for a schema that is invalid, too large or
         unsatisfiable, MissingPackageError without llguidance.
         """
         text = _checked(schema, where)
         llguidance = _llguidance()
+        options = {"whitespace_pattern": _WHITE_SPACE, "lenient": not is_strict}
         try:
-            grammar = llguidance.LLMatcher.grammar_from_json_schema(
-                text,
-                overrides={"whitespace_pattern": _WHITE_SPACE, "lenient": not is_strict},
-            )
-        except ValueError as error:  # a lone surrogate, options of its own that are none
+            grammar = llguidance.LLMatcher.grammar_from_json_schema(text, overrides=options)
+        except ValueError as error:  # a lone surrogate
             raise RequestError(f"{where}: {_in_one_line(str(error))}") from error
         matcher = llguidance.LLMatcher(
             self._vocabulary_once(llguidance),
@@ -173,8 +172,8 @@ def _checked(schema: Any, where: str) -> str:
         level = [child for parent in level for child in _children(parent)]
     if level:
         raise RequestError(f"{where} is nested deeper than {MAX_SCHEMA_DEPTH} levels")
-    try:
-        text = json.dumps(schema, allow_nan=False)
+    try:  # without llguidance's own options, which could make it something else than JSON
+        text = json.dumps({k: v for k, v in schema.items() if k != "x-guidance"}, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise RequestError(f"{where} cannot be written as JSON: {error}") from error
     if len(text) > MAX_SCHEMA_BYTES:

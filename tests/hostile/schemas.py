@@ -82,7 +82,7 @@ HOSTILE: dict[str, tuple[Any, str | None]] = {
     "a huge multiple": ({"type": "integer", "multipleOf": 999_999_937}, "fuel"),
     "a huge number": ({"type": "integer", "minimum": -(10**300), "maximum": 10**300}, ""),
     "3000 optional properties": (closed([], **{f"p{i}": STRING for i in range(3000)}), "max is"),
-    "a long name": (closed(**{"x" * 100_000: STRING}), "too complex to follow here"),
+    "a long name": (closed(**{"x" * 100_000: STRING}), None),
     "nothing at all": (False, "must be an object"),
     "no such type": ({"type": "strin"}, "strin"),
     "a type that is no name": ({"type": 5}, "type"),
