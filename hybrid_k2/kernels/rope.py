@@ -70,10 +70,11 @@ def _rotate_and_cache(
         pair = tl.arange(0, PAIRS)
         if head < NUM_HEADS:
             pe = q + token * q_token_stride + head * q_head_stride + NOPE
-            even, odd = _rotated(pe, position, inv_freq, factor, PAIRS)
-            place = query + token * query_token_stride + head * query_head_stride + RANK + 2 * pair
-            tl.store(place, even.to(query.dtype.element_ty))
-            tl.store(place + 1, odd.to(query.dtype.element_ty))
+            # Names of their own: a name must have one type in both branches.
+            q_even, q_odd = _rotated(pe, position, inv_freq, factor, PAIRS)
+            turned = query + token * query_token_stride + head * query_head_stride + RANK + 2 * pair
+            tl.store(turned, q_even.to(query.dtype.element_ty))
+            tl.store(turned + 1, q_odd.to(query.dtype.element_ty))
         else:
             sequence = token
             if HAS_SEQUENCES:
