@@ -91,6 +91,35 @@ def _ids(prompt):
     return np.asarray(prompt, dtype=np.int32)
 
 
+def test_what_a_running_request_holds_is_not_evicted_and_can_still_be_shared():
+    engine, _ = open_paged(12)
+    talker = engine.submit(LONG, SamplingParams(temperature=0, max_tokens=60, ignore_eos=True))
+    for _ in range(8):
+        engine.step()
+    for base in (8, 9):
+        run(engine, [base] * 300)  # all pages but the talker's, twice
+    check_pages(engine)
+    [(_, last)] = run(engine, [*LONG[:256], 5])
+    assert last.num_cached_tokens == 256
+    drain(engine, [talker])
+
+
+def test_of_two_pages_of_the_same_tokens_one_is_kept_and_both_use_it():
+    pool = FakeModel(num_pages=4).pool
+    prefix_cache, caches = PrefixCache(pool), [pool.new_cache(), pool.new_cache()]
+    for cache in caches:
+        cache.reserve(64)
+        cache.length = 64
+        prefix_cache.keep(LONG[:64], cache)
+    assert caches[0].page_ids == caches[1].page_ids
+    assert pool.num_free == 3
+    caches[0].release()
+    caches[1].reserve(256)  # the second one's own, after the shared page
+    assert not prefix_cache._evict(1)
+    caches[1].release()
+    assert (prefix_cache._evict(1), pool.num_free) == (True, 4)
+
+
 def test_requests_that_do_not_fit_together_wait_or_start_again_and_answer_the_same():
     engine, _ = open_paged(10, max_sequences=4)
     prompts = [[base] * 150 for base in (1, 2, 3, 4)]
