@@ -7,11 +7,12 @@ import asyncio
 import functools
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from hybrid_k2.engine.sampler import TokenLogprobs
 from hybrid_k2.server.answer import Answer, Piece
 from hybrid_k2.server.errors import ApiError
 from hybrid_k2.server.exchange import IgnoredParts, check_model, respond
@@ -47,7 +48,9 @@ def create_router(service: Service) -> APIRouter:
 async def _start(service: Service, body: CompletionRequest) -> Answer:
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     template = service.engine.template
-    choices = sampling_choices(service, body, template, max_tokens=max_tokens, logprobs=None)
+    choices = sampling_choices(
+        service, body, template, max_tokens=max_tokens, logprobs=body.logprobs
+    )
     tokenizer = service.engine.tokenizer
     token_ids = _single_prompt(body)
     if isinstance(token_ids, str):
@@ -74,22 +77,25 @@ class _Completion:
         self._answer = answer
         self._id = f"cmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
+        self._tokenizer = service.engine.tokenizer
+        self._num_chars = [0] * (body.n or 1)
 
     async def whole(self) -> dict[str, Any]:
         """The text_completion object."""
         pieces: list[list[Piece]] = [[] for _ in range(self._body.n or 1)]
         async for piece in self._answer.pieces():
             pieces[piece.index].append(piece)
-        choices = [
-            _choice(index, "".join(map(_text, parts)), parts[-1].finish_reason)
-            for index, parts in enumerate(pieces)
-        ]
+        choices = []
+        for index, parts in enumerate(pieces):
+            logprobs = [entry for part in parts for entry in part.logprobs]
+            text = "".join(map(_text, parts))
+            choices.append(self._choice(index, text, logprobs, parts[-1].finish_reason))
         return self._object(choices, usage=usage_object(self._answer.usage))
 
     async def events(self) -> AsyncGenerator[str, None]:
         """The parts as events."""
         async for piece in self._answer.pieces():
-            choice = _choice(piece.index, _text(piece), piece.finish_reason)
+            choice = self._choice(piece.index, _text(piece), piece.logprobs, piece.finish_reason)
             yield data_event(self._object([choice]))
         if self._body.wants_usage_chunk:
             yield data_event(self._object([], usage=usage_object(self._answer.usage)))
@@ -97,6 +103,39 @@ class _Completion:
 
     def error_event(self, error: ApiError) -> str:
         return data_event(error.body)
+
+    def _choice(
+        self,
+        index: int,
+        text: str,
+        logprobs: Sequence[tuple[int, TokenLogprobs]],
+        finish_reason: str | None,
+    ) -> dict[str, Any]:
+        shown = self._logprobs(index, logprobs) if self._body.logprobs is not None else None
+        return {"index": index, "text": text, "logprobs": shown, "finish_reason": finish_reason}
+
+    def _logprobs(
+        self, index: int, entries: Sequence[tuple[int, TokenLogprobs]]
+    ) -> dict[str, list[Any]]:
+        """The older API's lists, one element a token; offsets count the answer's characters."""
+        tokens = [self._spelt(token_id) for token_id, _ in entries]
+        offsets = []
+        for token in tokens:
+            offsets.append(self._num_chars[index])
+            self._num_chars[index] += len(token)
+        top = [
+            {self._spelt(token_id): logprob for token_id, logprob in logprobs.top}
+            for _, logprobs in entries
+        ]
+        return {
+            "tokens": tokens,
+            "token_logprobs": [logprobs.logprob for _, logprobs in entries],
+            "top_logprobs": top,
+            "text_offset": offsets,
+        }
+
+    def _spelt(self, token_id: int) -> str:
+        return self._tokenizer.token_bytes(token_id).decode("utf-8", "replace")
 
     def _object(self, choices: list[Any], **more: Any) -> dict[str, Any]:
         return {
@@ -114,10 +153,6 @@ def _text(piece: Piece) -> str:
     return piece.reasoning + piece.content
 
 
-def _choice(index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
-    return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason}
-
-
 def _single_prompt(body: CompletionRequest) -> str | list[int]:
     """The prompt, which may be the one element of a list."""
     prompt: Any = body.prompt
@@ -128,7 +163,6 @@ def _single_prompt(body: CompletionRequest) -> str | list[int]:
 def _check_supported(body: CompletionRequest) -> None:
     unsupported = {
         "echo": body.echo,
-        "logprobs": body.logprobs is not None,
         "suffix": body.suffix is not None,
         "best_of": (body.best_of or 1) > 1,
     }

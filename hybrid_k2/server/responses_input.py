@@ -5,7 +5,6 @@ is what the model wrote. Knows nothing of HTTP or of answers.
 """
 
 import base64
-import binascii
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -210,7 +209,7 @@ def _reasoning(item: Item, where: str) -> str:
     if isinstance(kept, str) and kept.startswith(_REASONING_PREFIX):
         try:
             return base64.b64decode(kept.removeprefix(_REASONING_PREFIX), validate=True).decode()
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:  # no ASCII, no base64, no UTF-8
             raise ApiError(400, f"{where}.encrypted_content is not this server's") from None
     return ""
 

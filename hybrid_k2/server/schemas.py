@@ -83,11 +83,11 @@ class ChatCompletionRequest(GenerationRequest):
 
 
 class CompletionRequest(GenerationRequest):
-    """POST /v1/completions. The last four fields are known in order to be refused."""
+    """POST /v1/completions. The last three fields are known in order to be refused."""
 
     prompt: str | list[int] | Annotated[list[str] | list[list[int]], Field(max_length=1)]
-    echo: bool | None = None
     logprobs: int | None = None
+    echo: bool | None = None
     suffix: str | None = None
     best_of: int | None = None
 

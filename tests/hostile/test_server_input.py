@@ -13,6 +13,7 @@ from server.scripted_engine import ENDLESS, ScriptedEngine
 HELLO = {"model": "k2", "messages": [{"role": "user", "content": "hello"}]}
 PATH = "/v1/chat/completions"
 MESSAGES_PATH = "/v1/messages"
+RESPONSES_PATH = "/v1/responses"
 
 
 def post(server, body, path=PATH, method="POST", **headers):
@@ -144,6 +145,54 @@ def test_no_json_makes_messages_fail(one_server, changes, role, content):
             assert status < 500, answer
             if status != 200:
                 assert_anthropic_error(answer)
+
+
+ITEM = st.fixed_dictionaries(
+    {
+        "type": st.sampled_from(
+            "message reasoning function_call function_call_output custom_tool_call item_reference"
+            " namespace".split()
+        )
+        | JSON
+    },
+    optional={
+        key: JSON
+        for key in "role content call_id name namespace arguments output encrypted_content id"
+        " input summary".split()
+    },
+)
+RESPONSES_FIELDS = st.sampled_from(
+    "input instructions tools tool_choice text reasoning include previous_response_id store"
+    " max_output_tokens temperature metadata parallel_tool_calls".split()
+)
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    changes=st.dictionaries(RESPONSES_FIELDS, JSON, max_size=3), items=st.lists(ITEM, max_size=4)
+)
+def test_no_json_makes_responses_fail(one_server, changes, items):
+    last = {"role": "user", "content": "hello"}
+    for body in ({"input": "hello", **changes}, {"input": [*items, last]}):
+        status, answer, _ = post(one_server, {"max_output_tokens": 4, **body}, RESPONSES_PATH)
+        assert status < 500, answer
+        if status != 200:
+            assert_openai_error(answer)
+
+
+@pytest.mark.parametrize(
+    "kept",
+    ["hybrid-k2:", "hybrid-k2:!", "hybrid-k2:/w==", "hybrid-k2:\ud800", "gAAAA", "", 3],
+    ids=ascii,
+)
+def test_reasoning_that_is_not_this_servers_is_refused_or_left_out(serve, kept):  # noqa: F811
+    items = [{"type": "reasoning", "summary": [], "encrypted_content": kept}, HELLO["messages"][0]]
+    status, answer, _ = post(serve(ScriptedEngine()), {"input": items}, RESPONSES_PATH)
+    assert status in (200, 400)
+    if status == 400:
+        assert "encrypted_content" in answer["error"]["message"]
 
 
 TOKEN_BODIES = {

@@ -66,6 +66,25 @@ def test_without_a_length_sixteen_tokens_come_and_stop_strings_end_them(serve):
     assert [choice.text for choice in answer.choices] == ["a", "a"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_logprobs_come_in_the_older_apis_lists(serve, stream):
+    engine = ScriptedEngine()
+    answer = (
+        serve(engine)
+        .client()
+        .completions.create(model="k2", prompt=prompt_of(engine), logprobs=2, stream=stream)
+    )
+    parts = [part.choices[0].logprobs for part in (answer if stream else [answer])]
+    tokens = [token for part in parts for token in part.tokens]
+    assert "".join(tokens) == "You said: hello"
+    offsets = [offset for part in parts for offset in part.text_offset]
+    assert offsets == [len("".join(tokens[:index])) for index in range(len(tokens))]
+    for part in parts:
+        assert all(-1e-3 < logprob < 0 for logprob in part.token_logprobs)
+        for token, top in zip(part.tokens, part.top_logprobs, strict=True):
+            assert len(top) == 2 and max(top, key=top.get) == token
+
+
 def test_text_is_encoded_without_a_template_and_without_markers(serve, monkeypatch):
     engine = ScriptedEngine()
     seen = []
@@ -80,7 +99,7 @@ def test_text_is_encoded_without_a_template_and_without_markers(serve, monkeypat
     ("body", "message"),
     [
         ({"echo": True}, "echo"),
-        ({"logprobs": 0}, "logprobs"),
+        ({"logprobs": 21}, "logprobs"),
         ({"suffix": "x"}, "suffix"),
         ({"best_of": 2}, "best_of"),
         ({"n": 3}, "n is 3"),
