@@ -16,6 +16,9 @@ struct Format {
   static constexpr bool kInPairs = true;
   static constexpr float kFactor = 0.125f;
 
+  static HK2_INLINE LanedUnit load_natural(const uint8_t* bytes) {
+    return to_natural<Format>(bytes);
+  }
   static HK2_INLINE void load_lanes(const uint8_t* even, const uint8_t* odd, LanedUnit w[2]) {
     const BlockIQ2_XS& first = *reinterpret_cast<const BlockIQ2_XS*>(even);
     const BlockIQ2_XS& second = *reinterpret_cast<const BlockIQ2_XS*>(odd);
@@ -41,4 +44,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx512_vbmi, IQ2_XS, multiply_laned<Format>, decode<Natural<Format>>)
+HK2_EXPORT(avx512_vbmi, IQ2_XS, multiply_laned<Format>, nullptr)

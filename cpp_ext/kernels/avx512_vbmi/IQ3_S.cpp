@@ -16,6 +16,9 @@ struct Format {
   static constexpr bool kInPairs = false;
   static constexpr float kFactor = 1;
 
+  static HK2_INLINE LanedUnit load_natural(const uint8_t* bytes) {
+    return to_natural<Format>(bytes);
+  }
   static HK2_INLINE LanedUnit load_lanes(const uint8_t* bytes) {
     const BlockIQ3_S& block = *reinterpret_cast<const BlockIQ3_S*>(bytes);
     LanedUnit w;
@@ -37,4 +40,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx512_vbmi, IQ3_S, multiply_laned<Format>, decode<Natural<Format>>)
+HK2_EXPORT(avx512_vbmi, IQ3_S, multiply_laned<Format>, nullptr)

@@ -16,6 +16,9 @@ struct Format {
   static constexpr bool kInPairs = false;
   static constexpr float kFactor = 0.25f;
 
+  static HK2_INLINE LanedUnit load_natural(const uint8_t* bytes) {
+    return to_natural<Format>(bytes);
+  }
   static HK2_INLINE LanedUnit load_lanes(const uint8_t* bytes) {
     const BlockIQ3_XXS& block = *reinterpret_cast<const BlockIQ3_XXS*>(bytes);
     LanedUnit w;
@@ -35,4 +38,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx512_vbmi, IQ3_XXS, multiply_laned<Format>, decode<Natural<Format>>)
+HK2_EXPORT(avx512_vbmi, IQ3_XXS, multiply_laned<Format>, nullptr)

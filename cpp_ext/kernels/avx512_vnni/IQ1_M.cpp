@@ -13,7 +13,12 @@ struct Format {
   static constexpr bool kInPairs = false;
   static constexpr float kFactor = 0.125f;
 
-  static HK2_INLINE LanedUnit load_lanes(const uint8_t* bytes) {
+  static HK2_INLINE LanedUnit load_lanes(const uint8_t* bytes) { return load<Order>(bytes); }
+  static HK2_INLINE LanedUnit load_natural(const uint8_t* bytes) { return load<Sequential>(bytes); }
+
+ private:
+  template <class Runs>
+  static HK2_INLINE LanedUnit load(const uint8_t* bytes) {
     const BlockIQ1_M& block = *reinterpret_cast<const BlockIQ1_M*>(bytes);
     LanedUnit w;
     const __m128i high = load_16(block.qh);  // nibbles: three bits of index and one of shift
@@ -21,12 +26,12 @@ struct Format {
         _mm256_set_m128i(nibbles_in_order(_mm_unpackhi_epi64(high, high)), nibbles_in_order(high));
     const __m512i low =
         _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(block.qs)));
-    const __m512i lanes = _mm512_or_si512(low, _mm512_slli_epi16(_mm512_cvtepu8_epi16(nibbles), 8));
+    const __m512i words = _mm512_or_si512(low, _mm512_slli_epi16(_mm512_cvtepu8_epi16(nibbles), 8));
     for (int j = 0; j < 4; ++j) {
-      const __m512i indices =
-          _mm512_and_si512(_mm512_srli_epi64(lanes, 16u * j), _mm512_set1_epi64(2047));
-      const __m512i runs = runs_of_8(kGridIQ1_S, indices);
-      const __mmask8 plus = _mm512_testn_epi64_mask(lanes, _mm512_set1_epi64(0x800ll << (16 * j)));
+      const __m512i indices = Runs::indices(words, j);
+      const __m512i runs =
+          _mm512_i64gather_epi64(_mm512_and_si512(indices, _mm512_set1_epi64(2047)), kGridIQ1_S, 8);
+      const __mmask8 plus = _mm512_testn_epi64_mask(indices, _mm512_set1_epi64(2048));
       w.codes[j] = _mm512_mask_or_epi64(runs, plus, runs, _mm512_set1_epi8(2));
     }
     // The steps of groups 2 g and 2 g + 1.

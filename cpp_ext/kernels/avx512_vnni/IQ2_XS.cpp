@@ -14,16 +14,20 @@ struct Format {
   static constexpr bool kInPairs = false;
   static constexpr float kFactor = 0.125f;
 
-  static HK2_INLINE LanedUnit load_lanes(const uint8_t* bytes) {
+  static HK2_INLINE LanedUnit load_lanes(const uint8_t* bytes) { return load<Order>(bytes); }
+  static HK2_INLINE LanedUnit load_natural(const uint8_t* bytes) { return load<Sequential>(bytes); }
+
+ private:
+  template <class Runs>
+  static HK2_INLINE LanedUnit load(const uint8_t* bytes) {
     const BlockIQ2_XS& block = *reinterpret_cast<const BlockIQ2_XS*>(bytes);
     LanedUnit w;
     const __m512i lanes = _mm512_loadu_si512(block.qs);  // words: 9 bits of index, 7 of signs
-    const Signs signs(add_even_sign(_mm512_cvtepi16_epi8(_mm512_srli_epi16(lanes, 9))));
-    for (int j = 0; j < 4; ++j) {
-      const __m512i indices =
-          _mm512_and_si512(_mm512_srli_epi64(lanes, 16u * j), _mm512_set1_epi64(511));
-      w.codes[j] = signs.apply(j, runs_of_8(kGridIQ2_XS, indices), _mm512_set1_epi8(43));
-    }
+    const Signs signs(
+        Runs::signs(add_even_sign(_mm512_cvtepi16_epi8(_mm512_srli_epi16(lanes, 9)))));
+    const __m512i indices = _mm512_and_si512(lanes, _mm512_set1_epi16(511));
+    for (int j = 0; j < 4; ++j)
+      w.codes[j] = signs.apply(j, runs_of_8<Runs>(kGridIQ2_XS, indices, j), _mm512_set1_epi8(43));
     set_scales_of_bytes<Order>(w, block.scales, block.d);
     return w;
   }

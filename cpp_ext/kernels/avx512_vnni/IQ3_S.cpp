@@ -14,21 +14,23 @@ struct Format {
   static constexpr bool kInPairs = false;
   static constexpr float kFactor = 1;
 
-  static HK2_INLINE LanedUnit load_lanes(const uint8_t* bytes) {
+  static HK2_INLINE LanedUnit load_lanes(const uint8_t* bytes) { return load<Order>(bytes); }
+  static HK2_INLINE LanedUnit load_natural(const uint8_t* bytes) { return load<Sequential>(bytes); }
+
+ private:
+  template <class Runs>
+  static HK2_INLINE LanedUnit load(const uint8_t* bytes) {
     const BlockIQ3_S& block = *reinterpret_cast<const BlockIQ3_S*>(bytes);
     LanedUnit w;
-    const Signs signs(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(block.signs)));
-    const __m512i lanes = _mm512_loadu_si512(block.qs);
-    const __m512i ninths = _mm512_cvtepu8_epi64(load_8(block.qh));  // a bit for each index
+    const Signs signs(
+        Runs::signs(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(block.signs))));
+    const __m512i low = _mm512_loadu_si512(block.qs);
+    uint64_t bits;
+    memcpy(&bits, block.qh, 8);
+    const __m512i ninths = _mm512_maskz_set1_epi8(_cvtu64_mask64(bits), 1);
     for (int j = 0; j < 4; ++j) {
-      // Word j of each lane: two indices, one in each half.
-      const int at = 2 * j;
-      const __m512i pick =
-          _mm512_set4_epi32(~0xff | (at + 9), ~0xff | (at + 8), ~0xff | (at + 1), ~0xff | at);
-      const __m512i low = _mm512_shuffle_epi8(lanes, pick);
-      const __mmask16 ninth = _mm512_test_epi32_mask(
-          low_twice(ninths), _mm512_set1_epi64((1ll << at) | (2ll << (at + 32))));
-      const __m512i indices = _mm512_mask_add_epi32(low, ninth, low, _mm512_set1_epi32(256));
+      const __m512i high = _mm512_slli_epi32(Runs::byte_indices(ninths, j), 8);
+      const __m512i indices = _mm512_or_si512(Runs::byte_indices(low, j), high);
       w.codes[j] = signs.apply(j, runs_of_4(kGridIQ3_S, indices), _mm512_set1_epi8(15));
     }
     set_scales_of_nibbles(w, block);

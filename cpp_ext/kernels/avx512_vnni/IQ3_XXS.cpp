@@ -14,19 +14,20 @@ struct Format {
   static constexpr bool kInPairs = false;
   static constexpr float kFactor = 0.25f;
 
-  static HK2_INLINE LanedUnit load_lanes(const uint8_t* bytes) {
+  static HK2_INLINE LanedUnit load_lanes(const uint8_t* bytes) { return load<Order>(bytes); }
+  static HK2_INLINE LanedUnit load_natural(const uint8_t* bytes) { return load<Sequential>(bytes); }
+
+ private:
+  template <class Runs>
+  static HK2_INLINE LanedUnit load(const uint8_t* bytes) {
     const BlockIQ3_XXS& block = *reinterpret_cast<const BlockIQ3_XXS*>(bytes);
     LanedUnit w;
     const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(block.signs));
-    const Signs signs(even_signs_of_words(words));
-    const __m512i lanes = _mm512_loadu_si512(block.qs);
+    const Signs signs(Runs::signs(even_signs_of_words(words)));
+    const __m512i bytes_of_indices = _mm512_loadu_si512(block.qs);
     for (int j = 0; j < 4; ++j) {
-      // Word j of each lane: two indices, one in each half.
-      const int at = 2 * j;
-      const __m512i pick =
-          _mm512_set4_epi32(~0xff | (at + 9), ~0xff | (at + 8), ~0xff | (at + 1), ~0xff | at);
-      const __m512i indices = _mm512_shuffle_epi8(lanes, pick);
-      w.codes[j] = signs.apply(j, runs_of_4(kGridIQ3_XXS, indices), _mm512_set1_epi8(62));
+      const __m512i runs = runs_of_4(kGridIQ3_XXS, Runs::byte_indices(bytes_of_indices, j));
+      w.codes[j] = signs.apply(j, runs, _mm512_set1_epi8(62));
     }
     const __m512i groups = low_twice(_mm512_cvtepu32_epi64(words));
     w.scales[0] = odd_scales(groups, 28, 15, broadcast_scale(block.d));

@@ -20,6 +20,22 @@ struct LanedUnit {
 // byte 8 j + i of a group is byte i of its lane in vector j
 struct ByRun8 {
   static constexpr bool kHalvesByVector = true;  // the first 16 weights are in vectors 0 and 1
+
+  static HK2_INLINE __m512i indices(__m512i words, int j) {
+    return _mm512_and_si512(_mm512_srli_epi64(words, 16u * static_cast<unsigned>(j)),
+                            _mm512_set1_epi64(0xffff));
+  }
+  // Word j of each lane: two indices, one in each half.
+  static HK2_INLINE __m512i byte_indices(__m512i bytes, int j) {
+    const int at = ~0xff | 2 * j;  // and three zeros
+    return _mm512_shuffle_epi8(bytes, _mm512_set4_epi32(at + 9, at + 8, at + 1, at));
+  }
+  // Word j: byte j of each group's four.
+  static HK2_INLINE __m256i signs(__m256i bits) {
+    const __m128i bytes = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    bits = _mm256_shuffle_epi8(bits, _mm256_broadcastsi128_si256(bytes));
+    return _mm256_permutevar8x32_epi32(bits, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  }
   static HK2_INLINE __m512i to_lanes(__m512i natural) {
     return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), natural);
   }
@@ -31,6 +47,7 @@ struct ByRun8 {
 // byte 4 b + j of a group is byte b of its lane in vector j
 struct ByQuarter {
   static constexpr bool kHalvesByVector = false;  // the first 16 weights are the lower bytes
+
   static HK2_INLINE __m512i to_lanes(__m512i natural) {
     return transpose_dwords(transpose_bytes(natural));
   }
@@ -52,6 +69,7 @@ struct ByQuarter {
 // byte 8 b + 4 h + j of a group is byte 4 h + b of its lane in vector j
 struct ByHalfRun {
   static constexpr bool kHalvesByVector = false;
+
   static HK2_INLINE __m512i to_lanes(__m512i natural) {
     return in_order(ByQuarter::to_lanes(natural),
                     _mm512_set4_epi32(0x0f0d0b09, 0x0e0c0a08, 0x07050301, 0x06040200));
@@ -232,17 +250,29 @@ class LanedRows {
   }
 };
 
-// The same codes in natural order, for the kernels of many tokens and of tiles.
+// What load_natural is for formats that have codes in lanes only.
+template <class Format>
+HK2_INLINE LanedUnit to_natural(const uint8_t* block) {
+  const LanedUnit w = load_one<Format>(block);
+  LanedUnit out = w;
+  transpose_lanes(w.codes, out.codes);
+  for (int m = 0; m < 4; ++m) out.codes[m] = Format::Order::to_natural(out.codes[m]);
+  return out;
+}
+
+// For the kernels of many tokens and of tiles: codes in natural order from `static LanedUnit
+// Format::load_natural(const uint8_t*)`, whose scales are still the lanes'.
 template <class Format>
 struct Natural : Format {
   static constexpr float kMinFactor = Format::kShift ? 1 : Format::kOffset;
+  // With shifts by eighths the codes' lowest bits are zeros; small codes decode faster.
+  static constexpr int kZeros = Format::kShift ? 3 : 0;
 
   static HK2_INLINE Unit load(const uint8_t* bytes) {
-    const LanedUnit laned = load_one<Format>(bytes);
+    const LanedUnit laned = Format::load_natural(bytes);
     Unit w;
-    transpose_lanes(laned.codes, w.codes);
-    for (int m = 0; m < 4; ++m) w.codes[m] = Format::Order::to_natural(w.codes[m]);
-    const __m512 factor = _mm512_set1_ps(Format::kFactor);
+    for (int m = 0; m < 4; ++m) w.codes[m] = _mm512_srli_epi16(laned.codes[m], kZeros);
+    const __m512 factor = _mm512_set1_ps(Format::kFactor * (1 << kZeros));
     if (Format::kGroup == 16) {
       __m512 scales = laned.scales[0];
       if (kTwoScales<Format>) scales = _mm512_mask_blend_ps(0xaaaa, scales, laned.scales[1]);
@@ -254,8 +284,9 @@ struct Natural : Format {
     const __m512 scales = _mm512_mul_ps(laned.scales[0], factor);
     __m512 mins = scales;
     if (Format::kShift) {
-      const __m512 more = _mm512_set1_ps(Format::kOffset);
-      const __m512 less = _mm512_set1_ps(Format::kOffset - Format::kShift);
+      constexpr float kOffset = Format::kOffset, kStep = 1 << kZeros;
+      const __m512 more = _mm512_set1_ps(kOffset / kStep);
+      const __m512 less = _mm512_set1_ps((kOffset - Format::kShift) / kStep);
       mins = _mm512_mul_ps(mins, _mm512_mask_blend_ps(laned.plus, more, less));
     }
     set_scales(w, _mm512_castps512_ps256(_mm512_permutexvar_ps(index, scales)),

@@ -6,8 +6,29 @@
 namespace hk2 {
 namespace {
 
-HK2_INLINE __m512i runs_of_8(const uint64_t* grid, __m512i indices) {
-  return _mm512_i64gather_epi64(indices, grid, 8);
+// The order of a unit's runs of 8: Sequential, run 8 j + n in lane n of vector j; ByRun8 (laned.h),
+// run 4 n + j.
+struct Sequential {
+  static HK2_INLINE __m512i indices(__m512i words, int j) {
+    const __m128i eights[4] = {_mm512_castsi512_si128(words), _mm512_extracti32x4_epi32(words, 1),
+                               _mm512_extracti32x4_epi32(words, 2),
+                               _mm512_extracti32x4_epi32(words, 3)};
+    return _mm512_cvtepu16_epi64(eights[j]);
+  }
+  // Pairs of runs of 4: 64 bytes.
+  static HK2_INLINE __m512i byte_indices(__m512i bytes, int j) {
+    const __m128i sixteens[4] = {_mm512_castsi512_si128(bytes), _mm512_extracti32x4_epi32(bytes, 1),
+                                 _mm512_extracti32x4_epi32(bytes, 2),
+                                 _mm512_extracti32x4_epi32(bytes, 3)};
+    return _mm512_cvtepu8_epi32(sixteens[j]);
+  }
+  static HK2_INLINE __m256i signs(__m256i bits) { return bits; }
+};
+
+// The runs of vector j. words: 32 indices of 16 bits.
+template <class Order>
+HK2_INLINE __m512i runs_of_8(const uint64_t* grid, __m512i words, int j) {
+  return _mm512_i64gather_epi64(Order::indices(words, j), grid, 8);
 }
 HK2_INLINE __m512i runs_of_4(const uint32_t* grid, __m512i indices) {
   return _mm512_i32gather_epi32(indices, grid, 4);
@@ -19,14 +40,11 @@ HK2_INLINE __m512i four_times(__m512i quadwords) {
                              _mm512_set4_epi32(0x09080908, 0x09080908, 0x01000100, 0x01000100));
 }
 
-// The sign bits of a unit, 64 weights a word. `bits`: four bytes for each group of 32 weights.
+// The sign bits of a unit, 64 weights a word.
 struct Signs {
-  alignas(32) uint64_t words[4];  // word j: byte j of each group
+  alignas(32) uint64_t words[4];
 
   explicit HK2_INLINE Signs(__m256i bits) {
-    const __m128i bytes = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    bits = _mm256_shuffle_epi8(bits, _mm256_broadcastsi128_si256(bytes));
-    bits = _mm256_permutevar8x32_epi32(bits, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
     _mm256_store_si256(reinterpret_cast<__m256i*>(words), bits);
   }
 
