@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as TokenIds
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -94,7 +95,7 @@ class EngineCore:
 
         config = checkpoint.config
         if runtime.cache_dir is not None:
-            prepare_directory(runtime.cache_dir)
+            prepare_directory(Path(runtime.cache_dir))
         model = load_model(checkpoint, plan, runtime, progress)
         return cls(
             model,
