@@ -6,6 +6,7 @@ between the two (the shared expert on a GPU) runs at the same time.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -26,6 +27,7 @@ class ExpertsSlot:
 
 class ExpertsCpu:
     device = torch.device("cpu")
+    resident: Any = None  # ResidentExperts, where some of them are in VRAM as well
 
     def __init__(self, tensors: Mapping[str, StoredTensor], context: BackendContext) -> None:
         self.kernels = context.kernels

@@ -6,7 +6,7 @@ rates (prefill_split.py). Owns the order of work of one layer.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -17,8 +17,10 @@ import torch.nn.functional as F
 from hybrid_k2.backends.context import BackendContext
 from hybrid_k2.backends.expert_stream import ExpertStream, Place, register
 from hybrid_k2.backends.experts_cpu import ExpertsCpu, ExpertsSlot
+from hybrid_k2.backends.experts_resident import ResidentExperts
 from hybrid_k2.backends.prefill_split import PrefillSplit
 from hybrid_k2.backends.registry import stays_stored
+from hybrid_k2.errors import PlanError
 from hybrid_k2.quant.stored import StoredTensor
 
 _FEWEST_TOKENS = 32  # below it not even the question pays
@@ -55,8 +57,11 @@ class ExpertsHybrid(ExpertsCpu):
         context: BackendContext,
         device: str = "cuda:0",
         stream_mb: int = 640,
+        gpu_experts: int = 0,
     ) -> None:
-        """stream_mb: VRAM for experts on their way, in 10^6 bytes, for all layers together."""
+        """stream_mb: VRAM for experts on their way, in 10^6 bytes, for all layers together.
+        gpu_experts: of each layer that stay in VRAM; the CPU has them too.
+        """
         super().__init__(tensors, context)
         self.gpu = torch.device(device)
         self._tensors = [tensors[name] for name in ("gate_proj", "up_proj", "down_proj")]
@@ -77,6 +82,13 @@ class ExpertsHybrid(ExpertsCpu):
         self._layer = len(self._shared.layers)
         self._shared.layers.append(self)
         self._hottest = np.flatnonzero(self._can_stream)  # first those with most tokens last time
+        self.resident: ResidentExperts | None = None
+        if gpu_experts and self._can_stream.any():
+            if self._tensors[0].quant is not self._tensors[1].quant:
+                raise PlanError("gpu_experts: gate and up are of different types; leave it out")
+            self.resident = ResidentExperts(self._tensors, gpu_experts, self.gpu)
+            for expert in self._hottest[:gpu_experts].tolist():  # until a prompt was counted
+                self.resident.adopt(expert, [part[expert] for part in self._bytes])
 
     def submit(
         self, x: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
@@ -91,12 +103,15 @@ class ExpertsHybrid(ExpertsCpu):
             return super().sync(slot)
         expert_ids = slot.expert_ids.cpu()
         counts = np.bincount(expert_ids.flatten().numpy() + 1, minlength=self._num_experts + 1)[1:]
+        if self.resident is not None:
+            self.resident.record(counts)
         at_hand = self._take_at_hand()
+        there = {*at_hand, *(self.resident or ())}
         chosen = self._shared.split.choose(
             counts,
             can_stream=self._can_stream,
             cpu_extra_s=2 * slot.x.nbytes / _COPY_BYTES_S,
-            at_hand=tuple(at_hand),
+            at_hand=tuple(there),
         )
         if not chosen:
             return super().sync(super().submit(slot.x, expert_ids, slot.weights))
@@ -114,6 +129,17 @@ class ExpertsHybrid(ExpertsCpu):
         finally:
             cpu.exception()  # its memory is in use until it ends
         return self._joined(y, cpu, counts, is_sent)
+
+    def hits(
+        self, x: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """What the experts in VRAM add for a few tokens, [T, hidden] float32; can be captured.
+
+        All on the GPU; expert_ids may name any, those that are not there are skipped.
+        """
+        from hybrid_k2.kernels.experts import grouped_experts
+
+        return grouped_experts(x, expert_ids, weights, self.resident.table)
 
     def _on_cpu(
         self, x: torch.Tensor, copied: torch.cuda.Event, ids: torch.Tensor, weights: torch.Tensor
@@ -155,14 +181,21 @@ class ExpertsHybrid(ExpertsCpu):
         y = torch.zeros_like(slot.x)
         began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         began.record()
-        num_sent = len(chosen) - sum(expert in at_hand for expert in chosen)
+        num_sent = 0
         for expert in chosen:
-            place = at_hand.pop(expert, None)
-            if place is None:
-                place = stream.send([part[expert] for part in self._bytes])
             rows = slice(int(ends[expert] - counts[expert]), int(ends[expert]))
-            out = self._expert(stream.take(place), x[tokens[rows]])
-            stream.give_back(place)
+            if self.resident is not None and expert in self.resident:
+                out = self._expert(self.resident.parts(expert), x[tokens[rows]])
+            else:
+                place = at_hand.pop(expert, None)
+                if place is None:
+                    place = stream.send([part[expert] for part in self._bytes])
+                    num_sent += 1
+                parts = stream.take(place).split([part.shape[1] for part in self._bytes])
+                out = self._expert(parts, x[tokens[rows]])
+                if self.resident is not None and self.resident.wants(expert):
+                    self.resident.adopt(expert, parts)
+                stream.give_back(place)
             y.index_add_(0, tokens[rows], out * weights[rows])
         ended.record()
         ended.synchronize()
@@ -183,7 +216,7 @@ class ExpertsHybrid(ExpertsCpu):
         )
         return y.add_(cpu_y.to(y.device, non_blocking=True))
 
-    def _expert(self, data: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def _expert(self, parts: Sequence[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         """One expert's tokens through it, [t, hidden] bfloat16 there and back."""
         from hybrid_k2.kernels.activation import silu_multiply
         from hybrid_k2.kernels.dequantise import dequantise
@@ -191,9 +224,7 @@ class ExpertsHybrid(ExpertsCpu):
 
         gate, up, down = (
             dequantise(over_blocks(blocks, tensor.quant, tensor.shape[1:]))
-            for blocks, tensor in zip(
-                data.split([part.shape[1] for part in self._bytes]), self._tensors, strict=True
-            )
+            for blocks, tensor in zip(parts, self._tensors, strict=True)
         )
         gate_up = torch.cat([F.linear(x, gate), F.linear(x, up)], dim=-1)
         return F.linear(silu_multiply(gate_up), down)

@@ -101,7 +101,8 @@ def footprint(
         scratches, vram = {"cpu": scratch}, {}
         if device != "cpu":  # the ring is one for all layers, and each accounts for its part
             num_layers = config.num_hidden_layers - config.first_k_dense_replace
-            vram[device] = kwargs["stream_mb"] * 10**6 // num_layers
+            resident = kwargs["gpu_experts"] * stored_bytes // config.n_routed_experts
+            vram[device] = resident + kwargs["stream_mb"] * 10**6 // num_layers
             scratches[device] = _one_expert_scratch(tensors, config, runtime)
         return Footprint(mapped, ram, vram, scratch=scratches, reads={"cpu": reads})
     if spec.name == "reference":

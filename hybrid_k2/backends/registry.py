@@ -236,6 +236,9 @@ BACKENDS: dict[str, BackendSpec] = {
                 "stream_mb": KwargSpec(
                     int, 640, help="MB of VRAM for experts on their way, all layers together"
                 ),
+                "gpu_experts": KwargSpec(
+                    int, 0, help="experts of each layer that stay in VRAM, the most used ones"
+                ),
             },
         ),
         BackendSpec(

@@ -44,6 +44,7 @@ class Router:
         weights: torch.Tensor,
         published: torch.Tensor,
         step: torch.Tensor,
+        resident: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
     ) -> None:
         """Chooses into mapped memory and then tells the CPU; on a GPU only.
 
@@ -60,6 +61,7 @@ class Router:
             step,
             scaling=self._config.routed_scaling_factor,
             normalise=self._config.norm_topk_prob,
+            resident=resident,
         )
 
 

@@ -47,6 +47,9 @@ def _route_kernel(
     weights,  # [B, K] float32, host
     flag,  # int32, host
     step_ptr,  # int32
+    offsets,  # [E] int64
+    all_ids,  # [B, K] int32
+    all_weights,  # [B, K] float32
     num_tokens,
     num_experts,
     scaling,
@@ -55,6 +58,7 @@ def _route_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_E: tl.constexpr,
     TELLS: tl.constexpr,
+    HAS_RESIDENTS: tl.constexpr,
 ):
     experts = tl.arange(0, BLOCK_E)
     slots = tl.arange(0, BLOCK_K)
@@ -75,6 +79,10 @@ def _route_kernel(
         if NORMALISE:
             chosen_scores = chosen_scores / (tl.sum(chosen_scores, 0) + 1e-20)
         to = token * TOP_K + slots
+        if HAS_RESIDENTS:
+            tl.store(all_ids + to, chosen, mask=slots < TOP_K)
+            tl.store(all_weights + to, chosen_scores * scaling, mask=slots < TOP_K)
+            chosen = tl.where(tl.load(offsets + chosen) >= 0, -1, chosen)
         tl.store(expert_ids + to, chosen, mask=slots < TOP_K)
         tl.store(weights + to, chosen_scores * scaling, mask=slots < TOP_K)
     if TELLS:
@@ -91,6 +99,7 @@ def route_and_publish(
     *,
     scaling: float,
     normalise: bool,
+    resident: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
 ) -> None:
     """Writes each token's experts and weights, then sets `flag` to `step`.
 
@@ -98,8 +107,11 @@ def route_and_publish(
     before this one wrote is visible to the CPU once it sees the flag.
 
     logits: [B, E] float32.  bias: [E] float32.  expert_ids: [B, K] int32 and weights: [B, K]
-    float32, pinned.  flag: int32, pinned.  step: int32 [1] on the device.
+    float32, pinned.  flag: int32, pinned.  step: int32 [1] on the device.  resident: where experts
+    lie on the GPU, [E] int64, -1 for those that do not; then memory there for all ids and weights,
+    like the pinned ones, which have -1 for a resident expert.
     """
+    offsets, all_ids, all_weights = resident or (None, None, None)
     num_tokens, num_experts = logits.shape
     top_k = expert_ids.shape[1]
     _route_kernel[(1,)](
@@ -109,6 +121,9 @@ def route_and_publish(
         weights,
         flag,
         step,
+        offsets,
+        all_ids,
+        all_weights,
         num_tokens,
         num_experts,
         scaling,
@@ -117,6 +132,7 @@ def route_and_publish(
         BLOCK_K=triton.next_power_of_2(top_k),
         BLOCK_E=triton.next_power_of_2(num_experts),
         TELLS=flag is not None,
+        HAS_RESIDENTS=resident is not None,
         num_warps=4,
     )
 
