@@ -12,11 +12,14 @@ struct Format {
     const BlockQ2_K& block = *reinterpret_cast<const BlockQ2_K*>(bytes);
     Unit w;
     for (int j = 0; j < 4; ++j) w.codes[j] = two_bits(block.qs, j);
-    const __m128i both = load_16(block.scales);
-    const __m128i low = _mm_and_si128(both, _mm_set1_epi8(15));
-    const __m128i high = _mm_and_si128(_mm_srli_epi16(both, 4), _mm_set1_epi8(15));
-    set_scales(w, scale_steps(low, broadcast_half(block.d)),
-               scale_steps(high, broadcast_half(block.dmin)));
+    const __m512i both = _mm512_cvtepu8_epi32(load_16(block.scales));
+    const __m512i low = _mm512_and_si512(both, _mm512_set1_epi32(15));
+    int32_t halves;
+    memcpy(&halves, &block.d, 4);
+    const __m128 d = _mm_cvtph_ps(_mm_cvtsi32_si128(halves));  // and dmin
+    set_scales(w, _mm512_mul_ps(_mm512_cvtepi32_ps(low), _mm512_broadcastss_ps(d)),
+               _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_srli_epi32(both, 4)),
+                             _mm512_broadcastss_ps(_mm_movehdup_ps(d))));
     return w;
   }
 };

@@ -19,7 +19,21 @@ struct Format {
     for (int j = 0; j < 4; ++j)  // a | (b & 4)
       w.codes[j] =
           _mm512_ternarylogic_epi32(two_bits(block.qs, j), third[j], _mm512_set1_epi8(4), 0xf8);
-    const __m512 scales = scale_steps(steps_of(block), broadcast_half(block.d));
+    // The twelve bytes of scales are unpacked with scalar code: the vector ports are the
+    // bottleneck. Low nibbles lie in eight bytes, two high bits each in four.
+    uint64_t low;
+    uint32_t high;
+    memcpy(&low, block.scales, 8);
+    memcpy(&high, block.scales + 8, 4);
+    constexpr uint64_t kLow = 0x0f0f0f0f0f0f0f0f, kHigh = 0x3030303030303030;
+    const uint64_t twice = high | static_cast<uint64_t>(high) << 30;  // bits 2.. from bit 32 on
+    const uint64_t first = (low & kLow) | (twice << 4 & kHigh);
+    const uint64_t second = (low >> 4 & kLow) | (twice & kHigh);
+    const __m128i steps =
+        _mm_set_epi64x(static_cast<long long>(second), static_cast<long long>(first));
+    const __m512 scales = _mm512_mul_ps(
+        _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_cvtepu8_epi32(steps), _mm512_set1_epi32(32))),
+        _mm512_cvtph_ps(_mm256_set1_epi16(static_cast<short>(block.d))));
     set_scales(w, scales, scales);
     return w;
   }

@@ -67,11 +67,5 @@ HK2_INLINE void set_scales(Unit& w, __m512 scales, __m512 mins) {
   w.mins = mins;
 }
 
-// Sixteen signed bytes times a factor.
-HK2_INLINE __m512 scale_steps(__m128i steps, __m256 factor) {
-  return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(steps)),
-                       _mm512_broadcastss_ps(_mm256_castps256_ps128(factor)));
-}
-
 }  // namespace
 }  // namespace hk2
