@@ -172,6 +172,20 @@ def experts(
 @click.option("--chunk", type=click.IntRange(1, 65536), default=8192, show_default=True)
 @click.option("--device", default="", help="cpu or cuda:N. [default: a GPU where there is one]")
 @click.option("--experts", default="", help="Their backend. [default: the device's]")
+@click.option(
+    "--gpu-experts",
+    type=click.IntRange(0, 384),
+    default=0,
+    show_default=True,
+    help="Of each layer, to keep in VRAM: those that a prompt of 2048 tokens used most.",
+)
+@click.option(
+    "--skew",
+    type=click.FloatRange(0.001, 1.0),
+    default=0.01,
+    show_default=True,
+    help="Standard deviation of the router's bias: how unequally experts are used.",
+)
 @click.option("--vram", default="", help="Most of the GPU's memory to use, as 24GiB.")
 @click.option("--threads", type=click.IntRange(1), help="[default: the cores this may use]")
 @click.option("--tier", default="", help="Kernel tier. [default: the best this machine runs]")
@@ -187,6 +201,8 @@ def step(
     chunk: int,
     device: str,
     experts: str,
+    gpu_experts: int,
+    skew: float,
     vram: str,
     threads: int | None,
     tier: str,
@@ -236,8 +252,9 @@ def step(
         context=max(*contexts, *prompts) + 1,
     )
     experts = experts or registry.default_placement("Experts", device)[0]
-    registry.find_backend(experts, "Experts")
-    placement = Placement(device, dense_quant, quant, experts)
+    experts_kwargs = {"gpu_experts": gpu_experts} if gpu_experts else None
+    registry.find_backend(experts, "Experts").resolve_kwargs(experts_kwargs or {})
+    placement = Placement(device, dense_quant, quant, experts, experts_kwargs, skew)
     if not as_json:
         click.echo(_line(STEP_COLUMNS))
     for row in measure_steps(

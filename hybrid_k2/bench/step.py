@@ -24,6 +24,7 @@ from hybrid_k2.model.pages import pages_of
 from hybrid_k2.model.span import Span
 
 EXTRAPOLATED_LAYERS = 61
+_STATISTICS_TOKENS = 2048  # of the prompt that decides which experts stay in VRAM
 _COPY_BYTES = 256 << 20
 _MIN_RUNS = 5
 
@@ -139,9 +140,12 @@ def measure_steps(
     kernels = TimedKernels(runtime)
     modules = synthetic_modules(config, placement, runtime, kernels)
     most_tokens = max([0, *(context + 1 for context in contexts)]) * max([1, *batches])
-    num_pages = pages_of(max([most_tokens, *prompts])) + max([1, *batches])
+    num_pages = pages_of(max([most_tokens, _STATISTICS_TOKENS, *prompts])) + max([1, *batches])
     models = [KimiK2(c, modules, num_pages) for c in (shallow_config, config)]
     rng = np.random.default_rng(1)
+
+    if (placement.experts_kwargs or {}).get("gpu_experts"):  # chosen by a prompt's routing
+        next(_prefill(models[1], min(_STATISTICS_TOKENS, runtime.prefill_chunk), 1 << 20, rng))()
 
     def row(
         phase: str, context: int, tokens: int, runs: list[Any], gpu_s: float | None = None

@@ -52,13 +52,18 @@ _COPY_THREADS = 8  # touching fresh memory is most of the work
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What runs where. experts: the name of their backend; its kwargs in `experts_kwargs`."""
+    """What runs where. experts: the name of their backend; its kwargs in `experts_kwargs`.
+
+    skew: standard deviation of the bias that steers the choice of experts; scores lie in 0 to 1, so
+    0.2 makes some experts several times as popular as others.
+    """
 
     device: str  # of everything that is no routed expert
     dense_quant: str = "Q8_0"
     expert_quant: str = "Q4_K"
     experts: str = "experts_cpu"
     experts_kwargs: Mapping[str, Any] | None = None
+    skew: float = 0.01
 
 
 def experts_bytes(config: K2Config, quant: str) -> int:
@@ -78,8 +83,11 @@ def synthetic_modules(
         quant = placement.expert_quant if module_class == "Experts" else placement.dense_quant
         if module_class in ("Norm", "Router"):
             quant = "F32"
-        spread = 1.0 if module_class == "Embedding" else None
-        tensors = {key: _tensor(rng, quant, key, shape, spread) for key, shape in shapes.items()}
+        spread = {"Embedding": 1.0}.get(module_class)
+        tensors = {
+            key: _tensor(rng, quant, shape, spread if len(shape) > 1 else placement.skew)
+            for key, shape in shapes.items()
+        }
         if module_class == "Norm":
             tensors["weight"].data.view(np.float32)[:] = 1.0
         backend, kwargs = registry.default_placement(module_class, placement.device)
@@ -91,11 +99,11 @@ def synthetic_modules(
 
 
 def _tensor(
-    rng: np.random.Generator, quant: str, key: str, shape: tuple[int, ...], std: float | None
+    rng: np.random.Generator, quant: str, shape: tuple[int, ...], std: float | None
 ) -> StoredTensor:
-    """Weights that keep the variance of what they multiply, or of `std`; small biases."""
+    """Weights of standard deviation `std`, or such that they keep the variance of their input."""
     form = by_name(quant)
-    std = std or (0.01 if len(shape) == 1 else shape[-1] ** -0.5)
+    std = std or shape[-1] ** -0.5
     num_bytes = form.num_bytes(math.prod(shape))
     data = allocate(num_bytes, registry.RAM_HUGE)
     pattern_bytes = num_bytes // shape[0] if len(shape) == 3 else num_bytes  # whole experts
@@ -109,7 +117,7 @@ def _tensor(
 
     with ThreadPoolExecutor(_COPY_THREADS) as pool:
         list(pool.map(fill, range(0, num_bytes, pattern_bytes)))
-    return StoredTensor(f"synthetic {key}", form, shape, data)
+    return StoredTensor("synthetic", form, shape, data)
 
 
 Shapes = dict[str, tuple[int, ...]]
