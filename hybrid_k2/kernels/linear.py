@@ -120,9 +120,9 @@ def quantised_linear(
 
 
 def linear_tile(num_rows: int, units_per_row: int, num_tokens: int) -> dict[str, int]:
-    """What a program takes on: measured on an H200 for K2's shapes, see benchmarks/results."""
-    num_warps = 4 if units_per_row >= 128 else 1
-    rows = 4 if num_rows * num_warps >= 12_000 else 2
+    """What a program takes on: within 5% of the best of twenty for most of K2's shapes (H200)."""
+    num_warps = 4 if num_tokens == 1 and units_per_row >= 128 else 1
+    rows = 2 if num_tokens == 1 and (num_warps == 4 or num_rows < 10_000) else 4
     return {
         "ROWS": rows,
         "LANES": 32 * num_warps,

@@ -19,6 +19,7 @@ _LOG2_E = 1.4426950408889634
 _HEADS = 16  # of a program: a tensor core's tile
 _TOKENS = 32  # of a step; two steps a page
 _MAX_SPLITS = 32
+_COMBINED_COLUMNS = 64  # of a program, for all splits of a head
 
 
 @triton.jit
@@ -106,6 +107,7 @@ def _combine_splits(
     sums,
     out,
     RANK: tl.constexpr,
+    COLUMNS: tl.constexpr,
     SPLITS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -115,12 +117,12 @@ def _combine_splits(
     log_sum = tl.load(sums + head * SPLITS + split, mask=split < SPLITS, other=float("-inf"))
     largest = tl.max(log_sum)
     weight = tl.where(log_sum == float("-inf"), 0.0, tl.exp2(log_sum - largest))
-    rank = tl.arange(0, RANK)
-    part = parts + (head * SPLITS + split)[:, None] * RANK + rank[None, :]
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    part = parts + (head * SPLITS + split)[:, None] * RANK + column[None, :]
     mixed = tl.load(part, mask=(weight > 0)[:, None], other=0)
     total = tl.sum(weight)
     mixed = tl.sum(mixed * (weight / tl.where(total > 0, total, 1.0))[:, None], 0)
-    tl.store(out + head * RANK + rank, mixed.to(out.dtype.element_ty))
+    tl.store(out + head * RANK + column, mixed.to(out.dtype.element_ty))
 
 
 def mla_decode(
@@ -165,9 +167,11 @@ def mla_decode(
         STAGES=2,
         num_warps=4,
     )
-    _combine_splits[(num_sequences * num_heads,)](
+    columns = min(rank, _COMBINED_COLUMNS)
+    _combine_splits[(num_sequences * num_heads, rank // columns)](
         *(parts, sums, out),
         RANK=rank,
+        COLUMNS=columns,
         SPLITS=splits,
         BLOCK=triton.next_power_of_2(splits),
     )
