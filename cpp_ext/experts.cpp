@@ -1,6 +1,7 @@
 #include "hk2/experts.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <new>
 
@@ -14,7 +15,6 @@ constexpr int64_t kBlock = kActivationBlock;  // rows of the middle are quantise
 constexpr int64_t kMaxRows = 128;    // rows in a task: kernels for many tokens like long runs
 constexpr int64_t kOutRows = 64;     // the fewest in a task of down
 constexpr int64_t kTokenBlock = 64;  // tokens whose partial results a worker holds in its cache
-constexpr int64_t kFewTokens = 4;    // up to here tasks take equally long: split them beforehand
 
 constexpr int64_t kTiledOutRows = 512;  // the most in a task of down through tiles
 
@@ -22,6 +22,7 @@ constexpr int64_t kTiledOutRows = 512;  // the most in a task of down through ti
 struct ExpertGroup {
   int64_t expert, begin, end;
   int64_t panel;  // the first of its panels in a round's; -1: its tokens are not packed
+  std::atomic<int64_t> missing;  // tasks of gate and up that are not done yet
 
   int64_t tokens() const { return end - begin; }
   bool tiled() const { return panel >= 0; }
@@ -46,14 +47,13 @@ class MoeRegion {
         slots_(sort_by_expert()),
         mid_(lease.arena(), slots_, width_, reads_codes(call.down), reads_values(call.down),
              nullptr),
-        mid_rows_(few_tokens()
-                      ? kBlock
-                      : task_size(num_groups_ * width_, lease.workers(), kBlock, kMaxRows)),
+        mid_rows_(task_size(num_groups_ * width_, lease.workers(), kBlock, kMaxRows)),
         mid_tasks_((width_ + mid_rows_ - 1) / mid_rows_) {
+    for (int64_t g = 0; g < num_groups_; ++g) groups_[g].missing = mid_tasks_;
     plan_rounds();
-    out_rows_ = few_tokens()  ? kOutRows
-                : max_panels_ ? tiled_out_rows()
-                              : task_size(hidden_, lease.workers(), kOutRows, kMaxRows);
+    const bool mostly_tiled = slots_ >= num_groups_ * kTileTokens && max_panels_;
+    out_rows_ =
+        mostly_tiled ? tiled_out_rows() : task_size(hidden_, lease.workers(), kOutRows, kMaxRows);
     scratch_size_ = max_panels_ ? kTiledScratch : kScratch;
     scratch_ = lease.arena().take<float>(lease.workers() * scratch_size_);
     x_panels_ = lease.arena().take<uint16_t>(max_panels_ * panel_size(hidden_));
@@ -66,12 +66,12 @@ class MoeRegion {
       quantise_share(x_, kernels_.activations(), call_.x, worker, lease_.workers());
       for (int64_t r = 0; r < num_rounds_; ++r) {
         Round& round = rounds_[r];
+        if (r > 0) lease_.barrier();  // the last round's panels are still being read
         pack_share(round, worker);
         lease_.barrier();
-        for_each_task((round.end - round.begin) * mid_tasks_, worker, round.gate_up,
+        for_each_task((round.end - round.begin) * mid_tasks_, round.gate_up,
                       [&](int64_t task, int64_t next) { gate_up(round, task, next, worker); });
-        lease_.barrier();
-        for_each_task((hidden_ + out_rows_ - 1) / out_rows_, worker, round.down,
+        for_each_task((hidden_ + out_rows_ - 1) / out_rows_, round.down,
                       [&](int64_t task, int64_t next) { down(round, task, next, worker); });
       }
       if (max_panels_) kernels_.tiles()->close();
@@ -86,7 +86,6 @@ class MoeRegion {
   static_assert(kTiledSums >= 2 * kMaxPanels * kPanelTokens * kMaxRows && kTiledSums >= kScratch,
                 "sums of gate and of up");
 
-  bool few_tokens() const { return call_.tokens <= kFewTokens; }
   float* scratch(int worker) { return scratch_ + worker * scratch_size_; }
   uint16_t* decoded(int worker) {
     return reinterpret_cast<uint16_t*>(scratch(worker) + kTiledSums);
@@ -147,7 +146,8 @@ class MoeRegion {
       if (call_.expert_ids[i] >= 0) ++ends[call_.expert_ids[i] + 1];
     groups_ = arena.take<ExpertGroup>(experts);
     for (int64_t e = 0; e < experts; ++e) {
-      if (ends[e + 1]) groups_[num_groups_++] = {e, ends[e], ends[e] + ends[e + 1], -1};
+      if (ends[e + 1])
+        new (groups_ + num_groups_++) ExpertGroup{e, ends[e], ends[e] + ends[e + 1], -1, {0}};
       ends[e + 1] += ends[e];
     }
     const int64_t slots = ends[experts];
@@ -164,15 +164,13 @@ class MoeRegion {
     return slots;
   }
 
-  // body(task, the task this worker does next or -1 if unknown)
+  // body(task, the task this worker does next or -1). Shared out one by one: cores of one machine
+  // differ by up to 1.8x in what they read a second, and a fixed split waits for the slowest.
   template <class Body>
-  void for_each_task(int64_t total, int worker, TaskCounter& counter, const Body& body) {
-    if (few_tokens()) {
-      const Share share(total, worker, lease_.workers());
-      for (int64_t task = share.begin; task < share.end; ++task)
-        body(task, task + 1 < share.end ? task + 1 : -1);
-    } else {
-      for (int64_t task = counter.take(); task < total; task = counter.take()) body(task, -1);
+  void for_each_task(int64_t total, TaskCounter& counter, const Body& body) {
+    for (int64_t task = counter.take(), next; task < total; task = next) {
+      next = counter.take();
+      body(task, next < total ? next : -1);
     }
   }
 
@@ -185,10 +183,19 @@ class MoeRegion {
   // mid[slot][rows] = silu(gate x) * up x for one expert's tokens and a run of rows, quantised
   // while it is in the cache.
   void gate_up(const Round& round, int64_t task, int64_t next, int worker) {
-    const ExpertGroup& group = groups_[round.begin + task / mid_tasks_];
+    ExpertGroup& group = groups_[round.begin + task / mid_tasks_];
     const int64_t first = task % mid_tasks_ * mid_rows_;
     const int64_t rows = std::min(mid_rows_, width_ - first);
-    if (group.tiled()) return gate_up_tiled(group, first, rows, worker);
+    if (group.tiled()) {
+      gate_up_tiled(group, first, rows, worker);
+    } else {
+      gate_up_few(group, first, rows, mid_weights(call_.gate, round, next), worker);
+    }
+    group.missing.fetch_sub(1, std::memory_order_release);
+  }
+
+  void gate_up_few(const ExpertGroup& group, int64_t first, int64_t rows, const uint8_t* next,
+                   int worker) {
     float* gate = scratch(worker);
     float* up = gate + kTokenBlock * kMaxRows;
     Multiply product;
@@ -198,13 +205,13 @@ class MoeRegion {
     for (int64_t begin = group.begin; begin < group.end; begin += kTokenBlock) {
       product.x = slot_x_ + begin;
       product.tokens = std::min(kTokenBlock, group.end - begin);
-      product.weights = mid_weights(call_.gate, round, task);
-      product.next = mid_weights(call_.up, round, task);
+      product.weights = call_.gate.row(group.expert, first);
+      product.next = call_.up.row(group.expert, first);
       product.row_bytes = call_.gate.row_bytes();
       product.y = gate;
       kernels_[*call_.gate.quant].multiply(product);
-      product.weights = mid_weights(call_.up, round, task);
-      product.next = mid_weights(call_.gate, round, next);
+      product.weights = product.next;
+      product.next = next;
       product.row_bytes = call_.up.row_bytes();
       product.y = up;
       kernels_[*call_.up.quant].multiply(product);
@@ -253,6 +260,8 @@ class MoeRegion {
         std::fill_n(call_.y + t * hidden_ + first, rows, 0.0f);
     for (int64_t g = round.begin; g < round.end; ++g) {
       const ExpertGroup& group = groups_[g];
+      // No barrier before: while the last experts' gate and up are under way, the first are ready.
+      spin_until([&] { return group.missing.load(std::memory_order_acquire) == 0; });
       const uint8_t* later = g + 1 < round.end ? call_.down.row(groups_[g + 1].expert, first)
                              : next >= 0
                                  ? call_.down.row(groups_[round.begin].expert, next * out_rows_)

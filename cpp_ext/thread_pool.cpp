@@ -14,27 +14,8 @@
 namespace hk2 {
 namespace {
 
-constexpr int kSpins = 512;  // before the first yield: tens of microseconds
 constexpr auto kAwake =
     std::chrono::microseconds(100);  // how long a worker waits for the next region before it sleeps
-
-inline void pause_cpu() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#endif
-}
-
-// Waits until done(). Yields after a while, so that a thread without a core of its own gets one.
-template <class Done>
-void spin_until(Done done) {
-  for (int i = 0; !done(); ++i) {
-    if (i < kSpins) {
-      pause_cpu();
-    } else {
-      sched_yield();
-    }
-  }
-}
 
 // A futex rather than a condition variable, whose destructor would wait for sleepers that a forked
 // child does not have.

@@ -20,12 +20,13 @@ struct MoeCall {
   int64_t packed_bytes = kPackedBytes;  // for tokens packed at a time; one expert's always are
 };
 
-// One parallel region with two internal barriers: quantise x; gate, up and SiLU; down. An expert's
-// weights are read once for all its tokens. An expert of many tokens goes through bfloat16 tiles
-// where the tier has them (tile_product.h); its tokens are packed first, for as many experts at a
-// time as packed_bytes allows. Per token the experts are added in ascending order, so the result
-// does not depend on the number of threads, bit for bit; nor a token's on the other tokens, while
-// no expert has more than kSameBits of them. A dense MLP is the case E = 1.
+// One parallel region: quantise x; a barrier; gate, up and SiLU; down, which waits for each
+// expert's rows and no others. An expert's weights are read once for all its tokens. An expert of
+// many tokens goes through bfloat16 tiles where the tier has them (tile_product.h); its tokens are
+// packed first, for as many experts at a time as packed_bytes allows. Per token the experts are
+// added in ascending order, so the result does not depend on the number of threads, bit for bit;
+// nor a token's on the other tokens, while no expert has more than kSameBits of them. A dense MLP
+// is the case E = 1.
 void moe(ThreadPool& pool, const KernelTable& kernels, const MoeCall& call);
 
 }  // namespace hk2

@@ -5,6 +5,8 @@
 // callers from other threads wait their turn.
 #pragma once
 
+#include <sched.h>
+
 #include <atomic>
 #include <cstdint>
 #include <mutex>
@@ -15,6 +17,26 @@
 #include "hk2/arena.h"
 
 namespace hk2 {
+
+inline void pause_cpu() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+// Waits until done(). Yields after tens of microseconds, so that a thread without a core of its own
+// gets one.
+template <class Done>
+void spin_until(Done done) {
+  constexpr int kSpins = 512;
+  for (int i = 0; !done(); ++i) {
+    if (i < kSpins) {
+      pause_cpu();
+    } else {
+      sched_yield();
+    }
+  }
+}
 
 // All threads of a region meet here. Spins, then yields: right also with more threads than cores.
 class Barrier {
