@@ -13,6 +13,7 @@ from demo_k2.optimiser import balance, orthogonal
 from demo_k2.samples import Batches, Samples
 from demo_k2.shape import CONFIG, dense_baseline
 from demo_k2.train import Recipe, Training, mean_loss, q4_0
+from gguf_factory import transformers_model
 
 from hybrid_k2 import Engine
 from hybrid_k2.checkpoint.gguf_writer import tensor_shapes
@@ -93,6 +94,51 @@ def test_hybrid_k2_computes_what_was_trained(tmp_path: Path) -> None:
     read_config, read = export.read_gguf(file)
     assert replace(read_config, eos_token_ids=()) == config
     assert all(torch.equal(weights[name], read[name]) for name, _ in tensor_shapes(config))
+
+
+def test_gradients_are_those_of_transformers() -> None:
+    pytest.importorskip("transformers")
+    config = toy()
+    weights = init_weights(config, 3)
+    for name, weight in weights.items():
+        if name.endswith("down_proj.weight"):  # or what experts do would hardly show
+            weight *= 5
+        weight.requires_grad_(not name.endswith("e_score_correction_bias"))
+    whole = {
+        part: values
+        for name, weight in weights.items()
+        for part, values in expert_by_expert(name, weight.detach().numpy())
+    }
+    oracle = transformers_model(config, whole)
+    ids = torch.randint(0, VOCAB_SIZE, (2, 40), generator=torch.Generator().manual_seed(4))
+    targets = ids.roll(-1, 1)
+    loss, _ = TrainingK2(config).loss(weights, ids, targets, torch.ones(ids.shape))
+    loss.backward()
+    theirs = torch.nn.functional.cross_entropy(oracle(ids).logits.flatten(0, 1), targets.flatten())
+    theirs.backward()
+    assert loss.item() == pytest.approx(theirs.item(), rel=1e-5)
+    expected = {name: parameter.grad for name, parameter in oracle.named_parameters()}
+    for name, weight in weights.items():
+        if weight.grad is None:
+            continue
+        if ".mlp.experts." in name:
+            layer, _, key = name.removesuffix(".weight").rpartition(".")
+            gate_up = expected.get(f"{layer}.gate_up_proj")
+            halves = dict(zip(("gate_proj", "up_proj"), gate_up.chunk(2, 1), strict=True))
+            grad = halves.get(key, expected[f"{layer}.down_proj"])
+        else:
+            grad = expected[name]
+        assert (weight.grad - grad).norm() <= 1e-3 * grad.norm(), name
+
+
+def expert_by_expert(name: str, values: np.ndarray):
+    """Hugging Face's names: one tensor an expert."""
+    if ".mlp.experts." not in name:
+        yield name, values
+        return
+    prefix, rest = name.split(".experts.")
+    for expert_id, expert in enumerate(values):
+        yield f"{prefix}.experts.{expert_id}.{rest}", expert
 
 
 def test_the_stored_types_are_those_of_a_k2_file(tmp_path: Path) -> None:

@@ -161,13 +161,14 @@ class TrainingK2:
         self, layer: Weights, x: Tensor, ids: Tensor, weights: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Sorts the (token, expert) pairs by expert, multiplies each expert's run, sums back."""
-        pairs = ids.flatten()
-        order = pairs.argsort(stable=True)
+        # Few bits sort fast; where each expert's run ends is found and not counted, as hundreds of
+        # thousands of atomic additions to a few hundred places would wait for each other.
+        ordered, order = ids.flatten().to(torch.int16).sort(stable=True)
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order), device=order.device)
-        load = torch.zeros(self.config.n_routed_experts, dtype=torch.int64, device=x.device)
-        load = load.scatter_add(0, pairs, torch.ones_like(pairs))
-        ends = load.cumsum(0).to(torch.int32)
+        experts = torch.arange(self.config.n_routed_experts, dtype=torch.int16, device=x.device)
+        ends = torch.searchsorted(ordered, experts, right=True, out_int32=True)
+        load = ends.diff(prepend=ends.new_zeros(1))
         gate_up = torch.cat(
             [layer["mlp.experts.gate_proj.weight"], layer["mlp.experts.up_proj.weight"]], dim=1
         )
@@ -177,7 +178,7 @@ class TrainingK2:
         runs = ToRuns.apply(x.to(self.dtype), order, place, top_k)
         both = F.grouped_mm(runs, gate_up.to(self.dtype).transpose(1, 2), offs=ends)
         gate, up = both.chunk(2, dim=-1)
-        scale = weights.flatten()[order].unsqueeze(1).to(self.dtype)
+        scale = Permuted.apply(weights.flatten(), order, place).unsqueeze(1).to(self.dtype)
         act = F.silu(gate) * up * scale
         y = F.grouped_mm(act, down.to(self.dtype).transpose(1, 2), offs=ends)
         return FromRuns.apply(y, order, place, top_k), load
@@ -194,6 +195,20 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     cos, sin = rotation[:, None, :, 0], rotation[:, None, :, 1]
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+
+
+class Permuted(torch.autograd.Function):
+    """x[order]; its backward is a gather as well, which indexing's own cannot know."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, place: Tensor) -> Tensor:
+        ctx.save_for_backward(place)
+        return x[order]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (place,) = ctx.saved_tensors
+        return grad[place], None, None
 
 
 class ToRuns(torch.autograd.Function):
