@@ -299,20 +299,23 @@ class EngineCore:
         for work in sorted(batch, key=lambda work: work.sequence.request_id):
             sequence = work.sequence
             while sequence.cache is not None:
+                num_tokens = sequence.cache.length + work.num_tokens
                 try:
-                    num_tokens = sequence.cache.length + work.num_tokens
                     self._prefix_cache.reserve(sequence.cache, num_tokens)
                     ready.append(work)
                     break
                 except OutOfPages:
-                    self._make_room(sequence)
+                    self._make_room(sequence, num_tokens)
         return ready
 
-    def _make_room(self, sequence: Sequence) -> None:
-        """Preempts the youngest running sequence; for one that runs alone, unshares its pages."""
+    def _make_room(self, sequence: Sequence, num_tokens: int) -> None:
+        """Preempts the youngest running sequence; one that runs alone shares its pages with nobody
+        any more, and then fits, because the context does.
+        """
         youngest = max(self._scheduler.running, key=lambda other: other.request_id)
         if youngest is sequence and len(self._scheduler.running) == 1:
             self._prefix_cache.forget()
+            sequence.cache.reserve(num_tokens)
             return
         self._prefix_cache.keep(
             youngest.token_ids[: youngest.cache.length], youngest.cache, youngest.cache_salt
