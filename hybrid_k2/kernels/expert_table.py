@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from hybrid_k2.kernels.matrix import DECODED
+from hybrid_k2.kernels.matrix import DECODED, block_layout
 from hybrid_k2.quant import QuantFormat
 
 
@@ -34,25 +34,22 @@ class ExpertMatrix:
     @property
     def constants(self) -> dict[str, Any]:
         """What a kernel is compiled for, by parameter, as in QuantisedMatrix, and the bases."""
-        decoded, rows_blocks = DECODED[self.quant.name], self.shape[1] // self.quant.block_size
-        header_bytes = self.quant.block_bytes - decoded.codes_bytes
-        if self.is_apart:
-            strides = decoded.codes_bytes, header_bytes
-            bases = 0, self.shape[0] * rows_blocks * decoded.codes_bytes
-        else:
-            strides = self.quant.block_bytes, self.quant.block_bytes
-            bases = (header_bytes, 0) if decoded.header_first else (0, decoded.codes_bytes)
+        decoded = DECODED[self.quant.name]
+        num_blocks = self.shape[0] * self.shape[1] // self.quant.block_size
+        codes_base, codes_stride, header_base, header_stride = block_layout(
+            self.quant, num_blocks, self.is_apart
+        )
         return {
             "decode": decoded.function,
             "UNITS_PER_ROW": self.shape[1] // 32,
             "UNITS_PER_BLOCK": self.quant.block_size // 32,
-            "CODES_BASE": bases[0],
-            "CODES_STRIDE": strides[0],
-            "HEADER_BASE": bases[1],
-            "HEADER_STRIDE": strides[1],
+            "CODES_BASE": codes_base,
+            "CODES_STRIDE": codes_stride,
+            "HEADER_BASE": header_base,
+            "HEADER_STRIDE": header_stride,
             "INTERLEAVED": decoded.interleaved,
             "HAS_OFFSET": decoded.has_offset,
-            "ALIGNED": bases[0] % 4 == 0 and strides[0] % 4 == 0,
+            "ALIGNED": codes_base % 4 == 0 and codes_stride % 4 == 0,
         }
 
     @property

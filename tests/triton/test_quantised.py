@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from hybrid_k2.kernels import linear
+from hybrid_k2.kernels import linear, matrix
 from hybrid_k2.kernels.dequantise import dequantise
 from hybrid_k2.kernels.fixed_point import silu_to_fixed_point, to_fixed_point
 from hybrid_k2.kernels.linear import quantised_linear
@@ -166,6 +166,16 @@ def test_tensors_of_one_type_are_stacked_row_after_row(device):
     out = dequantise(matrix, torch.empty(9, 256, device=device)).cpu()
     expected = torch.cat([oracle(part) for part in parts])
     assert torch.allclose(out, expected, rtol=2**-22, atol=0)
+
+
+def test_a_matrix_is_uploaded_in_pieces_and_may_lie_inside_a_buffer(device, monkeypatch):
+    monkeypatch.setattr(matrix, "_UPLOAD_BYTES", 256 * 3)  # three blocks
+    tensor = stored("Q6_K", 5, 512)
+    uploaded = upload(tensor, device=device)
+    assert torch.equal(in_blocks(uploaded).reshape(-1).cpu(), tensor.as_torch())
+    buffer = torch.cat([torch.zeros(32, dtype=torch.uint8), tensor.as_torch()]).to(device)
+    inside = apart(over_blocks(buffer[32:], tensor.quant, tensor.shape))
+    assert torch.equal(inside.data, uploaded.data)
 
 
 def test_a_type_that_no_kernel_decodes_is_refused(device):
