@@ -131,7 +131,8 @@ def test_answers_are_cut_at_a_sentence_and_poor_ones_left_out() -> None:
     cleaned = chat_prompts.cleaned
     assert cleaned("A lake is water. It is", ended=False) == "A lake is water."
     assert cleaned(" A lake is water.", ended=True) == "A lake is water."
-    for poor in ("No", "It is a lake", "As an AI, I cannot.", "1. A lake.", "It is. It is. It is."):
+    poor_ones = ["No", "It is a lake", "As an AI, I cannot.", "1. A lake.", "It is. It is. It is."]
+    for poor in [*poor_ones, "I'm just a regular human here."]:
         assert cleaned(poor, ended=True) is None
     assert chat_prompts.repeats("A lake is a lake.", "A lake is a lake too.")
     assert not chat_prompts.repeats("You can swim there in summer.", "A lake is water.")

@@ -13,8 +13,11 @@ from demo_k2.patterns import fill
 from demo_k2.words import Draw
 
 SYSTEM = "You are a friendly assistant. Answer in one to three short, simple sentences."
+# Markup, lists, and what the teacher says of itself, which the student is not.
 _UNWANTED = re.compile(
-    r"SmolLM|Hugging|language model|\bAI\b|[*#`\[\]{}<>|_=\\]|https?:|www|\d\.|\n|assistant", re.I
+    r"SmolLM|Hugging|language model|\bAI\b|[*#`\[\]{}<>|_=\\]|https?:|www|\d\.|\n|assistant"
+    r"|\bI(?:'m| am) (?:just |only )?an?\b|\bmy name\b|\bhuman here\b",
+    re.I,
 )
 
 
