@@ -44,4 +44,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx512_vbmi, IQ2_XS, multiply_laned<Format>, nullptr)
+HK2_EXPORT(avx512_vbmi, IQ2_XS, multiply_laned<Format, 12>, nullptr)

@@ -43,4 +43,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx512_vbmi, IQ2_XXS, multiply_laned<Format>, nullptr)
+HK2_EXPORT(avx512_vbmi, IQ2_XXS, multiply_laned<Format, 12>, nullptr)

@@ -40,4 +40,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx512_vbmi, IQ3_S, multiply_laned<Format>, nullptr)
+HK2_EXPORT(avx512_vbmi, IQ3_S, multiply_laned<Format, 8>, nullptr)

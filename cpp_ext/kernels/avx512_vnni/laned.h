@@ -295,10 +295,12 @@ struct Natural : Format {
   }
 };
 
-// What a laned format is multiplied with.
-template <class Format>
+// What a laned format is multiplied with. A tile of sixteen tokens costs the same for fewer: up to
+// kFew the row kernel is faster.
+template <class Format, int kFew>
 void multiply_laned(const Multiply& call) {
-  if (call.tokens <= kSameBits) return LanedRows<Format>::multiply(call);
+  static_assert(kFew >= kSameBits, "the kernels sum in different orders");
+  if (call.tokens <= kFew) return LanedRows<Format>::multiply(call);
   TiledKernel<Natural<Format>>::multiply(call);
 }
 
