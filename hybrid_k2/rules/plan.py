@@ -291,8 +291,11 @@ def _problem(plan: Plan, allow_disk: bool) -> str | None:
             )
     if plan.ram_bytes > plan.ram_limit:
         blame = _blame(plan, lambda cost: cost.ram)
-        is_copied = any(e.kwargs.get("load", MMAP) != MMAP for e in plan.entries)
-        advice = "load: mmap for what does not fit" if is_copied else "kv_dtype: bfloat16"
+        advice = "kv_dtype: bfloat16"
+        if any(e.kwargs.get("load", MMAP) != MMAP for e in plan.entries):
+            advice = "load: mmap for what does not fit"
+        if any(e.backend == "experts_hybrid" for e in plan.entries):
+            advice = "experts_cpu with load: mmap"
         return (
             f"{blame}; RAM needs {format_size(plan.ram_bytes)} allocated and "
             f"{format_size(plan.ram_limit)} is available. Use {advice}, or less context"
