@@ -226,6 +226,17 @@ def test_a_seed_repeats_the_answer_and_choices_differ(serve):
     assert ask(6) != [first, second]
 
 
+def test_each_choice_ends_once_though_a_stop_string_ends_it_before_the_engine_knows(serve):
+    client = serve(ScriptedEngine()).client()
+    options = {"temperature": 50, "n": 2, "max_tokens": 200, "stop": ["e"], "stream": True}
+    for seed in range(5):
+        stream = client.chat.completions.create(
+            model="k2", messages=ENDLESSLY, seed=seed, **options
+        )
+        ends = [c.choices[0].index for c in stream if c.choices[0].finish_reason]
+        assert sorted(ends) == [0, 1]
+
+
 def test_lists_of_parts_developers_and_tools_reach_the_template(serve):
     engine = ScriptedEngine()
     messages = [

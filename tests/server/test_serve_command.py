@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 
 import openai
@@ -50,6 +51,15 @@ def test_the_demo_model_is_served_as_printed_until_ctrl_c():
             process.kill()
 
 
+def health(url):
+    """What /health says, whatever its status."""
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=TIMEOUT_S) as response:
+            return json.load(response)
+    except urllib.error.HTTPError as error:
+        return json.load(error)
+
+
 # K2's documented command for KTransformers, but for the paths and what runs it.
 KTRANSFORMERS = (
     *("--max_new_tokens", "200", "--cache_lens", "512", "--chunk_size", "64"),
@@ -75,7 +85,13 @@ def serve_once(cache_dir, *options):
             )
             chunks = [next(stream) for _ in range(3)]
             process.send_signal(signal.SIGTERM)
-            chunks += stream
+            while (state := health(url[1]))["status"] == "ready":  # the signal is on its way
+                pass
+            assert state == {"status": "draining", "open_requests": 1}
+            for chunk in stream:
+                chunks.append(chunk)
+                if len(chunks) in (50, 100):  # it still answers, half a second later
+                    assert health(url[1])["status"] == "draining"
             assert process.wait(TIMEOUT_S) == 0
             return chunks[-1].usage, process.stderr.read()
         finally:
