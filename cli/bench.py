@@ -238,6 +238,9 @@ def step(
     device = device or next(iter(hardware.vram), "cpu")
     if device != "cpu" and device not in hardware.vram:
         raise BadInputError(f"--device {device}: {hardware.describe_gpus()}")
+    experts = experts or registry.default_placement("Experts", device)[0]
+    experts_kwargs = {"gpu_experts": gpu_experts} if gpu_experts else None
+    registry.find_backend(experts, "Experts").resolve_kwargs(experts_kwargs or {})
     needed = layers * experts_bytes(K2, quant)
     if needed > hardware.ram_available:
         raise BadInputError(
@@ -251,9 +254,6 @@ def step(
         max_sequences=max(batches),
         context=max(*contexts, *prompts) + 1,
     )
-    experts = experts or registry.default_placement("Experts", device)[0]
-    experts_kwargs = {"gpu_experts": gpu_experts} if gpu_experts else None
-    registry.find_backend(experts, "Experts").resolve_kwargs(experts_kwargs or {})
     placement = Placement(device, dense_quant, quant, experts, experts_kwargs, skew)
     if not as_json:
         click.echo(_line(STEP_COLUMNS))

@@ -1,0 +1,31 @@
+"""`hybrid-k2 bench step`: what is refused before any memory is taken."""
+
+import pytest
+from click.testing import CliRunner
+
+pytest.importorskip("hybrid_k2._cpu", reason="the C++ extension is not built")
+
+from hybrid_k2.cli.main import cli
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--quant", "Q4_L"), "--quant Q4_L: known are"),
+        (("--dense-quant", "x"), "--dense-quant x: known are"),
+        (("--vram", "24XB"), "--vram: '24XB' is not a size"),
+        (("--device", "cuda:9"), "--device cuda:9: "),
+        (("--layers", "64"), "--layers 64: their Q4_K experts take 608.8 GB and "),
+        (("--experts", "experts_gpux"), "unknown backend 'experts_gpux'"),
+        (("--device", "cpu", "--gpu-experts", "4"), "has no kwarg 'gpu_experts'"),
+    ],
+)
+def test_a_wrong_option_is_refused_with_what_is_known(arguments, says):
+    result = CliRunner().invoke(cli, ["bench", "step", *arguments])
+    assert result.exit_code != 0
+    assert says in f"{result.output}{result.exception}"
+
+
+def test_help_names_every_column():
+    text = CliRunner().invoke(cli, ["bench", "step", "--help"]).output
+    assert "EXTRAPOLATED to all 61" in text and "--gpu-experts" in text
