@@ -228,6 +228,19 @@ struct PyHandoff {
   }
 };
 
+void py_first_touch(ThreadPool& pool, const py::object& data, int64_t stack, int64_t rows) {
+  const int64_t size = shape_of(py::reinterpret_borrow<py::array>(data))[0];
+  check_array<uint8_t>("data", data, {size});
+  py::array array = py::reinterpret_borrow<py::array>(data);
+  if (!array.writeable()) reject("data", "read-only", "a writeable array");
+  if (stack < 1 || rows < 1 || size % (stack * rows))
+    reject("data", std::to_string(size) + " bytes",
+           "a multiple of " + std::to_string(stack) + " x " + std::to_string(rows) + " rows");
+  uint8_t* bytes = static_cast<uint8_t*>(array.mutable_data());
+  py::gil_scoped_release release;
+  first_touch(pool, bytes, stack, rows, size / (stack * rows));
+}
+
 double py_read_bandwidth(ThreadPool& pool, int64_t num_bytes, int64_t repeats) {
   if (num_bytes < 1 << 20) reject("num_bytes", std::to_string(num_bytes), "at least 1048576");
   if (repeats < 1) reject("repeats", std::to_string(repeats), "at least 1");
@@ -262,11 +275,29 @@ PYBIND11_MODULE(_cpu, m) {
       "Every quant type that has kernels.");
 
   py::class_<ThreadPool>(m, "ThreadPool", "Persistent workers; the calling thread is worker 0.")
-      .def(py::init<int, const std::vector<int>&>(), py::arg("num_threads"),
-           py::arg("cpus") = std::vector<int>{},
-           "Workers 1.. are pinned to cpus[1..] if cpus is given (num_threads entries).",
+      .def(py::init<int, const std::vector<int>&, const std::vector<int>&>(),
+           py::arg("num_threads"), py::arg("cpus") = std::vector<int>{},
+           py::arg("nodes") = std::vector<int>{},
+           "Workers 1.. are pinned to cpus[1..] if cpus is given; nodes: each worker's NUMA node, "
+           "from 0 without gaps (num_threads entries each).",
            py::call_guard<py::gil_scoped_release>())
-      .def_property_readonly("num_threads", &ThreadPool::size);
+      .def_property_readonly("num_threads", &ThreadPool::size)
+      .def_property_readonly("num_nodes", &ThreadPool::nodes);
+
+  m.def(
+      "node_rows",
+      [](int64_t rows, int node, int nodes) {
+        if (rows < 0 || node < 0 || node >= nodes)
+          reject("node", std::to_string(node), "0 to " + std::to_string(nodes - 1));
+        const NodeRows share(rows, node, nodes);
+        return std::make_pair(share.begin, share.end);
+      },
+      py::arg("rows"), py::arg("node"), py::arg("nodes"),
+      "The rows [begin, end) of an expert's matrix that workers of a NUMA node compute first.");
+  m.def("first_touch", py_first_touch, py::arg("pool"), py::arg("data"), py::arg("stack"),
+        py::arg("rows"),
+        "Touches uint8 data of a [stack, rows, ...] matrix that was not written to yet, each page "
+        "by a worker of the node whose rows lie there. Releases the GIL.");
 
   py::class_<KernelTable>(m, "Kernels", "The kernel chosen for every quant type on one tier.")
       .def(py::init([](const std::string& tier) { return KernelTable(choose_tier(tier)); }),

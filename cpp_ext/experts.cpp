@@ -31,7 +31,13 @@ struct ExpertGroup {
 // Groups [begin, end), whose panels fit the scratch memory together.
 struct Round {
   int64_t begin, end, panels;
-  TaskCounter gate_up, down;
+  TaskCounter *gate_up, *down;  // [nodes]
+};
+
+// A NUMA node's part of the tasks: some rows of every expert.
+struct NodeTasks {
+  NodeRows mid, out;
+  int64_t mid_tasks, out_tasks;  // mid: per expert
 };
 
 class MoeRegion {
@@ -47,13 +53,12 @@ class MoeRegion {
         slots_(sort_by_expert()),
         mid_(lease.arena(), slots_, width_, reads_codes(call.down), reads_values(call.down),
              nullptr),
-        mid_rows_(task_size(num_groups_ * width_, lease.workers(), kBlock, kMaxRows)),
-        mid_tasks_((width_ + mid_rows_ - 1) / mid_rows_) {
-    for (int64_t g = 0; g < num_groups_; ++g) groups_[g].missing = mid_tasks_;
+        mid_rows_(task_size(num_groups_ * width_, lease.workers(), kBlock, kMaxRows)) {
     plan_rounds();
     const bool mostly_tiled = slots_ >= num_groups_ * kTileTokens && max_panels_;
     out_rows_ =
         mostly_tiled ? tiled_out_rows() : task_size(hidden_, lease.workers(), kOutRows, kMaxRows);
+    share_among_nodes();
     scratch_size_ = max_panels_ ? kTiledScratch : kScratch;
     scratch_ = lease.arena().take<float>(lease.workers() * scratch_size_);
     x_panels_ = lease.arena().take<uint16_t>(max_panels_ * panel_size(hidden_));
@@ -69,10 +74,17 @@ class MoeRegion {
         if (r > 0) lease_.barrier();  // the last round's panels are still being read
         pack_share(round, worker);
         lease_.barrier();
-        for_each_task((round.end - round.begin) * mid_tasks_, round.gate_up,
-                      [&](int64_t task, int64_t next) { gate_up(round, task, next, worker); });
-        for_each_task((hidden_ + out_rows_ - 1) / out_rows_, round.down,
-                      [&](int64_t task, int64_t next) { down(round, task, next, worker); });
+        for_each_task(
+            worker, round.gate_up,
+            [&](const NodeTasks& node) { return (round.end - round.begin) * node.mid_tasks; },
+            [&](const NodeTasks& node, int64_t task, int64_t next) {
+              gate_up(round, node, task, next, worker);
+            });
+        for_each_task(
+            worker, round.down, [](const NodeTasks& node) { return node.out_tasks; },
+            [&](const NodeTasks& node, int64_t task, int64_t next) {
+              down(round, node, task, next, worker);
+            });
       }
       if (max_panels_) kernels_.tiles()->close();
     });
@@ -108,16 +120,34 @@ class MoeRegion {
     const int64_t bytes = (panel_size(hidden_) + panel_size(width_)) * 2;
     const int64_t capacity = call_.packed_bytes / bytes;
     rounds_ = lease_.arena().take<Round>(std::max<int64_t>(1, num_groups_));
-    Round* round = new (rounds_) Round{0, 0, 0, {}, {}};
+    Round* round = new (rounds_) Round{0, 0, 0, counters(), counters()};
     for (int64_t g = 0; g < num_groups_; ++g) {
       const int64_t panels = uses_tiles(groups_[g]) ? num_panels(groups_[g].tokens()) : 0;
       if (round->panels && round->panels + panels > capacity)
-        round = new (rounds_ + num_rounds_++) Round{g, g, 0, {}, {}};
+        round = new (rounds_ + num_rounds_++) Round{g, g, 0, counters(), counters()};
       groups_[g].panel = panels ? round->panels : -1;
       round->panels += panels;
       round->end = g + 1;
       max_panels_ = std::max(max_panels_, round->panels);
     }
+  }
+
+  TaskCounter* counters() {
+    TaskCounter* counters = lease_.arena().take<TaskCounter>(lease_.nodes());
+    for (int node = 0; node < lease_.nodes(); ++node) new (counters + node) TaskCounter;
+    return counters;
+  }
+
+  void share_among_nodes() {
+    nodes_ = lease_.arena().take<NodeTasks>(lease_.nodes());
+    int64_t mid_tasks = 0;
+    for (int n = 0; n < lease_.nodes(); ++n) {
+      const NodeRows mid(width_, n, lease_.nodes()), out(hidden_, n, lease_.nodes());
+      nodes_[n] = {mid, out, (mid.end - mid.begin + mid_rows_ - 1) / mid_rows_,
+                   (out.end - out.begin + out_rows_ - 1) / out_rows_};
+      mid_tasks += nodes_[n].mid_tasks;
+    }
+    for (int64_t g = 0; g < num_groups_; ++g) groups_[g].missing = mid_tasks;
   }
 
   void pack_share(const Round& round, int worker) {
@@ -164,32 +194,38 @@ class MoeRegion {
     return slots;
   }
 
-  // body(task, the task this worker does next or -1). Shared out one by one: cores of one machine
-  // differ by up to 1.8x in what they read a second, and a fixed split waits for the slowest.
-  template <class Body>
-  void for_each_task(int64_t total, TaskCounter& counter, const Body& body) {
-    for (int64_t task = counter.take(), next; task < total; task = next) {
-      next = counter.take();
-      body(task, next < total ? next : -1);
+  // body(node, task, the task this worker does next or -1). Shared out one by one: cores of one
+  // machine differ by up to 1.8x in what they read a second, and a fixed split waits for the
+  // slowest. A worker takes its own node's tasks first, then what the others left.
+  template <class Total, class Body>
+  void for_each_task(int worker, TaskCounter* counters, const Total& total, const Body& body) {
+    for (int i = 0; i < lease_.nodes(); ++i) {
+      const int n = (lease_.node(worker) + i) % lease_.nodes();
+      const int64_t end = total(nodes_[n]);
+      for (int64_t task = counters[n].take(), next; task < end; task = next) {
+        next = counters[n].take();
+        body(nodes_[n], task, next < end ? next : -1);
+      }
     }
   }
 
-  const uint8_t* mid_weights(const Matrix& matrix, const Round& round, int64_t task) const {
-    if (task < 0) return nullptr;
-    const ExpertGroup& group = groups_[round.begin + task / mid_tasks_];
-    return matrix.row(group.expert, task % mid_tasks_ * mid_rows_);
+  int64_t mid_row(const NodeTasks& node, int64_t task) const {
+    return node.mid.begin + task % node.mid_tasks * mid_rows_;
   }
 
   // mid[slot][rows] = silu(gate x) * up x for one expert's tokens and a run of rows, quantised
   // while it is in the cache.
-  void gate_up(const Round& round, int64_t task, int64_t next, int worker) {
-    ExpertGroup& group = groups_[round.begin + task / mid_tasks_];
-    const int64_t first = task % mid_tasks_ * mid_rows_;
-    const int64_t rows = std::min(mid_rows_, width_ - first);
+  void gate_up(const Round& round, const NodeTasks& node, int64_t task, int64_t next, int worker) {
+    ExpertGroup& group = groups_[round.begin + task / node.mid_tasks];
+    const int64_t first = mid_row(node, task), rows = std::min(mid_rows_, node.mid.end - first);
     if (group.tiled()) {
       gate_up_tiled(group, first, rows, worker);
     } else {
-      gate_up_few(group, first, rows, mid_weights(call_.gate, round, next), worker);
+      const uint8_t* later =
+          next < 0 ? nullptr
+                   : call_.gate.row(groups_[round.begin + next / node.mid_tasks].expert,
+                                    mid_row(node, next));
+      gate_up_few(group, first, rows, later, worker);
     }
     group.missing.fetch_sub(1, std::memory_order_release);
   }
@@ -253,8 +289,9 @@ class MoeRegion {
 
   // y[:, rows] = sum over the experts. One task owns these rows of y, so nothing is shared and the
   // order is fixed.
-  void down(const Round& round, int64_t task, int64_t next, int worker) {
-    const int64_t first = task * out_rows_, rows = std::min(out_rows_, hidden_ - first);
+  void down(const Round& round, const NodeTasks& node, int64_t task, int64_t next, int worker) {
+    const int64_t first = node.out.begin + task * out_rows_;
+    const int64_t rows = std::min(out_rows_, node.out.end - first);
     if (round.begin == 0)
       for (int64_t t = 0; t < call_.tokens; ++t)
         std::fill_n(call_.y + t * hidden_ + first, rows, 0.0f);
@@ -263,9 +300,9 @@ class MoeRegion {
       // No barrier before: while the last experts' gate and up are under way, the first are ready.
       spin_until([&] { return group.missing.load(std::memory_order_acquire) == 0; });
       const uint8_t* later = g + 1 < round.end ? call_.down.row(groups_[g + 1].expert, first)
-                             : next >= 0
-                                 ? call_.down.row(groups_[round.begin].expert, next * out_rows_)
-                                 : nullptr;
+                             : next >= 0       ? call_.down.row(groups_[round.begin].expert,
+                                                                node.out.begin + next * out_rows_)
+                                               : nullptr;
       if (group.tiled()) {
         down_tiled(group, first, rows, later, worker);
         continue;
@@ -336,10 +373,10 @@ class MoeRegion {
   int64_t* slot_token_ = nullptr;    // [slots]
   float* slot_weight_ = nullptr;     // [slots]
   const int64_t slots_;
-  Activations mid_;          // [slots, F]
-  const int64_t mid_rows_;   // in a task
-  const int64_t mid_tasks_;  // per expert
-  int64_t out_rows_;         // in a task
+  Activations mid_;         // [slots, F]
+  const int64_t mid_rows_;  // in a task
+  int64_t out_rows_;        // in a task
+  NodeTasks* nodes_ = nullptr;
   Round* rounds_ = nullptr;
   int64_t num_rounds_ = 1, max_panels_ = 0;
   uint16_t* x_panels_;    // [max_panels_, H / 2, 16, 2] a round's tokens, as many times as experts
@@ -348,7 +385,32 @@ class MoeRegion {
   int64_t scratch_size_;
 };
 
+constexpr int64_t kPage = 4096;
+
 }  // namespace
+
+NodeRows::NodeRows(int64_t rows, int node, int nodes)
+    : begin(rows * node / nodes / kBlock * kBlock),
+      end(node + 1 == nodes ? rows : rows * (node + 1) / nodes / kBlock * kBlock) {}
+
+void first_touch(ThreadPool& pool, uint8_t* data, int64_t stack, int64_t rows, int64_t row_bytes) {
+  ThreadPool::Lease lease(pool);
+  TaskCounter* counters = lease.arena().take<TaskCounter>(lease.nodes());
+  for (int node = 0; node < lease.nodes(); ++node) new (counters + node) TaskCounter;
+  const auto on_first_node = [&](int worker) { return lease.node(worker) == lease.node(0); };
+  int neighbours = 0;  // of the caller, which is not pinned: they do its part where there are any
+  for (int worker = 1; worker < lease.workers(); ++worker) neighbours += on_first_node(worker);
+  lease.run([&](int worker) {
+    if (worker == 0 && neighbours > 0) return;
+    const int node = lease.node(worker);
+    const NodeRows share(rows, node, lease.nodes());
+    for (int64_t s; (s = counters[node].take()) < stack;) {
+      volatile uint8_t* first = data + (s * rows + share.begin) * row_bytes;
+      for (int64_t i = 0; i < (share.end - share.begin) * row_bytes; i += kPage)
+        first[i] = first[i];
+    }
+  });
+}
 
 void moe(ThreadPool& pool, const KernelTable& kernels, const MoeCall& call) {
   if (call.tokens == 0) return;

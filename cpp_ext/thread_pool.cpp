@@ -6,6 +6,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <climits>
 #include <stdexcept>
@@ -55,6 +56,23 @@ void check_cpus(int num_threads, const std::vector<int>& cpus) {
                                   " is not a CPU this process may use");
 }
 
+// Worker by worker, as given or all zero.
+std::vector<int> check_nodes(int num_threads, const std::vector<int>& nodes) {
+  if (nodes.empty()) return std::vector<int>(static_cast<size_t>(num_threads), 0);
+  if (static_cast<int>(nodes.size()) != num_threads)
+    throw std::invalid_argument(
+        "nodes: " + std::to_string(nodes.size()) +
+        " entries, expected none or num_threads = " + std::to_string(num_threads));
+  const int last = *std::max_element(nodes.begin(), nodes.end());
+  for (int node = 0; node <= last; ++node)
+    if (std::find(nodes.begin(), nodes.end(), node) == nodes.end())
+      throw std::invalid_argument("nodes: no worker on node " + std::to_string(node) +
+                                  ", expected numbers without gaps");
+  if (*std::min_element(nodes.begin(), nodes.end()) < 0)
+    throw std::invalid_argument("nodes: a negative number, expected 0 and above");
+  return nodes;
+}
+
 }  // namespace
 
 void Barrier::reset(int threads) {
@@ -72,8 +90,11 @@ void Barrier::wait() {
   }
 }
 
-ThreadPool::ThreadPool(int num_threads, const std::vector<int>& cpus)
-    : size_((check_cpus(num_threads, cpus), num_threads)), process_(getpid()) {
+ThreadPool::ThreadPool(int num_threads, const std::vector<int>& cpus, const std::vector<int>& nodes)
+    : size_((check_cpus(num_threads, cpus), num_threads)),
+      nodes_(check_nodes(num_threads, nodes)),
+      num_nodes_(*std::max_element(nodes_.begin(), nodes_.end()) + 1),
+      process_(getpid()) {
   try {
     for (int worker = 1; worker < size_; ++worker) {
       threads_.emplace_back([this, worker] { worker_main(worker); });

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from hybrid_k2.backends.numa import numa_nodes, worker_places
 from hybrid_k2.config import RuntimeConfig
 from hybrid_k2.quant.stored import StoredTensor
 
@@ -20,6 +21,13 @@ log = logging.getLogger(__name__)
 
 class CpuKernels(Protocol):
     """Products of float32 activations with matrices that stay in their stored blocks."""
+
+    def place(self, data: np.ndarray, stack: int, rows: int) -> None:
+        """Has the system put a stack of experts' matrices onto the NUMA nodes that will read them.
+
+        data: uint8 [stack * rows * row_bytes] of memory that was not written to yet; it stays as
+        it is. Does nothing where there is one node.
+        """
 
     def matrix(self, stored: StoredTensor) -> Any:
         """Wraps [rows, cols] or [stack, rows, cols] without copying; keep it, making one costs
@@ -74,9 +82,15 @@ class NativeKernels:
 
     def __init__(self, cpu: Any, runtime: RuntimeConfig) -> None:
         self._cpu = cpu
-        self._pool = cpu.ThreadPool(runtime.resolved_threads)
+        places = worker_places(runtime.resolved_threads, numa_nodes())
+        self._pool = cpu.ThreadPool(runtime.resolved_threads, places.cpus, places.nodes)
         self._kernels = cpu.Kernels(runtime.tier)
-        log.info("CPU kernels: tier %s, %d threads", self._kernels.tier, runtime.resolved_threads)
+        log.info(
+            "CPU kernels: tier %s, %d threads on %d NUMA nodes",
+            self._kernels.tier,
+            runtime.resolved_threads,
+            self._pool.num_nodes,
+        )
 
     @property
     def tier(self) -> str:
@@ -86,6 +100,10 @@ class NativeKernels:
     def read_bandwidth(self, num_bytes: int, repeats: int) -> float:
         """What this machine's memory delivers to the pool's threads, GB/s (10^9)."""
         return self._cpu.read_bandwidth(self._pool, num_bytes, repeats)
+
+    def place(self, data: np.ndarray, stack: int, rows: int) -> None:
+        if self._pool.num_nodes > 1:
+            self._cpu.first_touch(self._pool, data, stack, rows)
 
     def matrix(self, stored: StoredTensor) -> Any:
         return self._cpu.Matrix(stored.data, stored.quant.name, stored.shape)

@@ -46,6 +46,9 @@ class NumbaKernels:
     def __init__(self, num_threads: int) -> None:
         numba.set_num_threads(min(num_threads, numba.config.NUMBA_NUM_THREADS))
 
+    def place(self, data: np.ndarray, stack: int, rows: int) -> None:
+        """Nothing: numba's threads are not pinned."""
+
     def matrix(self, stored: StoredTensor) -> NumbaMatrix:
         stack = stored.shape[0] if len(stored.shape) == 3 else 1
         return NumbaMatrix(

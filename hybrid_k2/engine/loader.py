@@ -15,7 +15,7 @@ import torch
 
 from hybrid_k2.backends import registry
 from hybrid_k2.backends.context import BackendContext
-from hybrid_k2.backends.cpu_kernels import open_cpu_kernels
+from hybrid_k2.backends.cpu_kernels import CpuKernels, open_cpu_kernels
 from hybrid_k2.backends.vram import hold_to
 from hybrid_k2.backends.weight_memory import allocate
 from hybrid_k2.checkpoint.bulk_read import BulkReader
@@ -77,7 +77,7 @@ def load_model(
                 modules[module.name] = registry.create(
                     entry.backend,
                     module.module_class,
-                    _in_memory(reader, checkpoint, module.tensors, load),
+                    _in_memory(reader, checkpoint, module.tensors, load, kernels),
                     context,
                     entry.kwargs,
                 )
@@ -117,7 +117,7 @@ def model_identity(checkpoint: "Checkpoint", plan: "Plan") -> str:
 
 
 def _in_memory(
-    reader: BulkReader, checkpoint: "Checkpoint", tensors: Tensors, load: str
+    reader: BulkReader, checkpoint: "Checkpoint", tensors: Tensors, load: str, kernels: CpuKernels
 ) -> Tensors:
     """The tensors once their bytes are in memory: mapped as they are, or copies in their own."""
     extents = {key: checkpoint.locate(tensor) for key, tensor in tensors.items()}
@@ -131,6 +131,8 @@ def _in_memory(
         start += extent.paged_bytes
         parts.append((extent, pages))
         data = pages[extent.margin : extent.margin + extent.num_bytes]
+        if len(tensors[key].shape) == 3:
+            kernels.place(data, *tensors[key].shape[:2])
         data.flags.writeable = False
         copies[key] = replace(tensors[key], data=data)
     reader.read(parts)

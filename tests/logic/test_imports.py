@@ -30,7 +30,7 @@ ALLOWED = {
     "model": "backends config errors",
     "rules": "backends.registry backends.footprint checkpoint quant config errors cgroups"
     " optimize_rules",
-    "backends": "kernels quant config errors _cpu",
+    "backends": "kernels quant config errors cgroups _cpu",
     "kernels": "quant config errors",
     "checkpoint": "quant config errors",
     "text": "config errors",

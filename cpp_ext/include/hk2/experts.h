@@ -29,4 +29,15 @@ struct MoeCall {
 // is the case E = 1.
 void moe(ThreadPool& pool, const KernelTable& kernels, const MoeCall& call);
 
+// The rows of every expert's matrix that workers of a NUMA node compute first: all nodes' together
+// are all rows, in order and in multiples of 32 but for the last.
+struct NodeRows {
+  int64_t begin, end;
+  NodeRows(int64_t rows, int node, int nodes);
+};
+
+// Touches a stack of `rows` x row_bytes that was not written to yet, each page by a worker of the
+// node whose rows lie there, so that the system places it there. The contents are not changed.
+void first_touch(ThreadPool& pool, uint8_t* data, int64_t stack, int64_t rows, int64_t row_bytes);
+
 }  // namespace hk2

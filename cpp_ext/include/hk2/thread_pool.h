@@ -77,14 +77,16 @@ inline int64_t task_size(int64_t total, int workers, int64_t smallest, int64_t l
 class ThreadPool {
  public:
   // Workers 1.. are pinned to cpus[1..] if cpus is not empty; worker 0 is whoever calls, and is
-  // left as it is. std::invalid_argument: num_threads < 1, or cpus neither empty nor num_threads
-  // CPUs this process may use.
-  ThreadPool(int num_threads, const std::vector<int>& cpus);
+  // left as it is. nodes[worker]: the NUMA node of its CPU, counted from 0 without gaps; empty: all
+  // on one. std::invalid_argument: num_threads < 1, or cpus neither empty nor num_threads CPUs this
+  // process may use, or nodes otherwise.
+  ThreadPool(int num_threads, const std::vector<int>& cpus, const std::vector<int>& nodes = {});
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int size() const { return size_; }
+  int nodes() const { return num_nodes_; }
 
   // Exclusive use of the pool and of its scratch memory, from before the first region to after the
   // last.
@@ -94,6 +96,8 @@ class ThreadPool {
 
     Arena& arena() { return pool_.arena_; }
     int workers() const { return pool_.usable_workers(); }
+    int nodes() const { return pool_.num_nodes_; }
+    int node(int worker) const { return pool_.nodes_[static_cast<size_t>(worker)]; }
 
     // Calls body(worker) on every worker, 0 <= worker < workers(), and returns when all have
     // returned. body must not throw. Inside, barrier() makes all workers meet.
@@ -120,6 +124,8 @@ class ThreadPool {
   void join();
 
   const int size_;
+  const std::vector<int> nodes_;  // [workers]
+  const int num_nodes_;
   const int process_;  // threads do not survive fork: a child computes on the calling thread alone
   std::mutex lease_;
   Arena arena_;
