@@ -88,9 +88,15 @@ class DecodeGraphs:
             step.lengths[row] = span.cache.length + 1
             step.block_table[row, : len(span.cache.page_ids)] = span.cache.page_ids
         step.number[0] = self._handoff.begin()
-        step.graph.replay()
-        self._handoff.serve(num_sequences)
-        torch.cuda.current_stream(self._device).synchronize()
+        stream = torch.cuda.current_stream(self._device)
+        try:
+            step.graph.replay()
+            self._handoff.serve(num_sequences)
+        except BaseException:  # Ctrl-C too: a step that nobody answers would wait for ever
+            self._handoff.release()
+            stream.synchronize()
+            raise
+        stream.synchronize()
         for span in spans:
             span.cache.length += 1
         logits = step.logits.clone()
