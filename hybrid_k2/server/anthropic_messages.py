@@ -21,6 +21,8 @@ INVALID_JSON = "INVALID_JSON"
 # prompt would share its beginning with the one before.
 _BILLING_LINE = re.compile(r"\Ax-anthropic-billing-header:[^\n]*\n*")
 
+# What a client tells Anthropic's servers of tools that it declares late; this one has them all.
+_SILENT_BLOCKS = frozenset({"tool_addition", "tool_reference"})
 _THINKING = {"enabled": True, "adaptive": True, "disabled": False}
 
 Message = dict[str, Any]
@@ -132,11 +134,11 @@ def _user_messages(blocks: Sequence[Mapping[str, Any]], where: str) -> Iterator[
             texts.append(_text_of(block, f"{where}.{index}"))
             continue
         if texts:
-            yield {"role": "user", "content": "\n".join(texts)}
+            yield {"role": "user", "content": "\n".join(filter(None, texts))}
             texts = []
         yield _tool_message(block, f"{where}.{index}")
     if texts or not blocks:
-        yield {"role": "user", "content": "\n".join(texts)}
+        yield {"role": "user", "content": "\n".join(filter(None, texts))}
 
 
 def _tool_message(block: Mapping[str, Any], where: str) -> Message:
@@ -193,9 +195,13 @@ def _blocks(content: Any, where: str) -> list[Mapping[str, Any]]:
 
 
 def _text_of(block: Mapping[str, Any], where: str) -> str:
-    if block.get("type") != "text":
-        kind = str(block.get("type"))[:80]
-        raise _wrong(where, f"has type {kind!r}; this model reads text only")
+    kind, source = block.get("type"), block.get("source")
+    if kind == "document" and isinstance(source, dict) and source.get("type") == "text":
+        return _string(source, "data", f"{where}.source")
+    if isinstance(kind, str) and kind in _SILENT_BLOCKS:
+        return ""
+    if kind != "text":
+        raise _wrong(where, f"has type {str(kind)[:80]!r}; this model reads text only")
     return _string(block, "text", where)
 
 

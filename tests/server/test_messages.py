@@ -269,6 +269,13 @@ def test_system_prompts_reach_the_template_without_what_changes_in_them(serve):
     assert plain.usage.cache_read_input_tokens >= 0.95 * counts[0].input_tokens
 
 
+def test_a_document_of_text_is_read_and_news_of_tools_say_nothing(serve):
+    document = {"type": "document", "source": {"type": "text", "data": "hello"}}
+    content = [document, {"type": "tool_reference", "tool_name": "f"}]
+    message = create(serve(ScriptedEngine()), messages=[{"role": "user", "content": content}])
+    assert message.content[0].text == "You said: hello"
+
+
 def test_thoughts_of_earlier_turns_come_back_to_the_template(serve):
     engine = ScriptedEngine({"hello": ["<think>", "Hm.", "</think>", *TWO]}, thinking=True)
     server = serve(engine)
