@@ -12,9 +12,14 @@ namespace hk2 {
 namespace {
 
 constexpr int64_t kBlock = kActivationBlock;  // rows of the middle are quantised in such blocks
-constexpr int64_t kMaxRows = 128;    // rows in a task: kernels for many tokens like long runs
-constexpr int64_t kOutRows = 64;     // the fewest in a task of down
-constexpr int64_t kTokenBlock = 64;  // tokens whose partial results a worker holds in its cache
+constexpr int64_t kMaxRows = 128;  // rows in a task: kernels for many tokens like long runs
+constexpr int64_t kOutRows = 64;   // the fewest in a task of down
+// Tokens whose partial results a worker holds in its cache.
+constexpr int64_t kTokenBlock = ProductRows::kTokens;
+
+// Shares of a block's sum of squares from which its largest element is an outlier. silu(g) * u has
+// long tails by itself: only a lone peak counts there.
+constexpr float kOutlierOfX = 0.5f, kOutlierOfMid = 0.93f;
 
 constexpr int64_t kTiledOutRows = 512;  // the most in a task of down through tiles
 
@@ -49,10 +54,10 @@ class MoeRegion {
         hidden_(call.down.rows),
         width_(call.gate.rows),
         x_(lease.arena(), call.tokens, hidden_, reads_codes(call.gate) || reads_codes(call.up),
-           reads_values(call.gate) || reads_values(call.up), call.x),
+           reads_values(call.gate) || reads_values(call.up), call.x, kOutlierOfX),
         slots_(sort_by_expert()),
         mid_(lease.arena(), slots_, width_, reads_codes(call.down), reads_values(call.down),
-             nullptr),
+             nullptr, kOutlierOfMid),
         mid_rows_(task_size(num_groups_ * width_, lease.workers(), kBlock, kMaxRows)) {
     plan_rounds();
     const bool mostly_tiled = slots_ >= num_groups_ * kTileTokens && max_panels_;
@@ -91,8 +96,9 @@ class MoeRegion {
   }
 
  private:
-  // Per worker, in floats: results of both gate and up; through tiles also a decoded block.
-  static constexpr int64_t kScratch = 2 * kTokenBlock * kMaxRows;
+  // Per worker, in floats: results of both gate and up, and of residuals; through tiles also a
+  // decoded block.
+  static constexpr int64_t kScratch = 4 * kTokenBlock * kMaxRows;
   static constexpr int64_t kTiledSums = kMaxPanels * kPanelTokens * kTiledOutRows;
   static constexpr int64_t kTiledScratch = kTiledSums + kTileRows * kDecodeStride / 2;
   static_assert(kTiledSums >= 2 * kMaxPanels * kPanelTokens * kMaxRows && kTiledSums >= kScratch,
@@ -233,25 +239,15 @@ class MoeRegion {
   void gate_up_few(const ExpertGroup& group, int64_t first, int64_t rows, const uint8_t* next,
                    int worker) {
     float* gate = scratch(worker);
-    float* up = gate + kTokenBlock * kMaxRows;
-    Multiply product;
-    product.rows = rows;
-    product.cols = hidden_;
-    product.y_stride = kMaxRows;
+    float* up = gate + 2 * kTokenBlock * kMaxRows;
+    const uint8_t* up_weights = call_.up.row(group.expert, first);
     for (int64_t begin = group.begin; begin < group.end; begin += kTokenBlock) {
-      product.x = slot_x_ + begin;
-      product.tokens = std::min(kTokenBlock, group.end - begin);
-      product.weights = call_.gate.row(group.expert, first);
-      product.next = call_.up.row(group.expert, first);
-      product.row_bytes = call_.gate.row_bytes();
-      product.y = gate;
-      kernels_[*call_.gate.quant].multiply(product);
-      product.weights = product.next;
-      product.next = next;
-      product.row_bytes = call_.up.row_bytes();
-      product.y = up;
-      kernels_[*call_.up.quant].multiply(product);
-      for (int64_t t = 0; t < product.tokens; ++t) {
+      const int64_t tokens = std::min(kTokenBlock, group.end - begin);
+      const auto residual = [&](int64_t t) { return x_.residual(slot_token_[begin + t]); };
+      multiply_few(call_.gate, call_.gate.row(group.expert, first), up_weights, rows,
+                   slot_x_ + begin, tokens, residual, gate);
+      multiply_few(call_.up, up_weights, next, rows, slot_x_ + begin, tokens, residual, up);
+      for (int64_t t = 0; t < tokens; ++t) {
         float* mid = gate + t * kMaxRows;
         kernels_.activations().silu_multiply(mid, up + t * kMaxRows, rows);
         if (reads_codes(call_.down)) {
@@ -262,6 +258,26 @@ class MoeRegion {
         }
       }
     }
+  }
+
+  // y[t * kMaxRows + r] for a run of rows and up to kTokenBlock tokens; y has room for twice as
+  // many.
+  template <class Residual>
+  void multiply_few(const Matrix& matrix, const uint8_t* weights, const uint8_t* next, int64_t rows,
+                    const ActivationRow* x, int64_t tokens, const Residual& residual, float* y) {
+    const ProductRows all(x, reads_codes(matrix) ? tokens : 0, residual);
+    Multiply product;
+    product.weights = weights;
+    product.next = next;
+    product.row_bytes = matrix.row_bytes();
+    product.rows = rows;
+    product.cols = matrix.cols;
+    product.x = all.rows();
+    product.tokens = reads_codes(matrix) ? all.count() : tokens;
+    product.y = y;
+    product.y_stride = kMaxRows;
+    kernels_[*matrix.quant].multiply(product);
+    all.add_residuals(y, kMaxRows, rows);
   }
 
   void gate_up_tiled(const ExpertGroup& group, int64_t first, int64_t rows, int worker) {
@@ -316,21 +332,15 @@ class MoeRegion {
 
   void down_few(const ExpertGroup& group, int64_t first, int64_t rows, const uint8_t* next,
                 int worker) {
-    Multiply product;
-    product.weights = call_.down.row(group.expert, first);
-    product.next = next;
-    product.rows = rows;
-    product.cols = width_;
-    product.row_bytes = call_.down.row_bytes();
-    product.y = scratch(worker);
-    product.y_stride = kMaxRows;
+    float* parts = scratch(worker);
     for (int64_t begin = group.begin; begin < group.end; begin += kTokenBlock) {
-      product.x = mid_.rows() + begin;
-      product.tokens = std::min(kTokenBlock, group.end - begin);
-      kernels_[*call_.down.quant].multiply(product);
-      for (int64_t t = 0; t < product.tokens; ++t) {
+      const int64_t tokens = std::min(kTokenBlock, group.end - begin);
+      multiply_few(
+          call_.down, call_.down.row(group.expert, first), next, rows, mid_.rows() + begin, tokens,
+          [&](int64_t t) { return mid_.residual(begin + t); }, parts);
+      for (int64_t t = 0; t < tokens; ++t) {
         const float weight = slot_weight_[begin + t];
-        const float* part = product.y + t * kMaxRows;
+        const float* part = parts + t * kMaxRows;
         float* y = call_.y + slot_token_[begin + t] * hidden_ + first;
         for (int64_t r = 0; r < rows; ++r) y[r] += weight * part[r];
       }

@@ -18,22 +18,41 @@ constexpr int64_t kFewTokens =
 constexpr int64_t kMinRows = 32,
                   kMaxRows = 128;  // in a task: kernels for many tokens like long runs
 
+// Share of a block's sum of squares from which its largest element is an outlier.
+constexpr float kOutlierShare = 0.5f;
+
+// y[t][row] += the products of what rounding left of tokens with outliers.
+void add_residuals(const KernelTable& kernels, const Matrix& matrix, const Activations& x,
+                   int64_t first_row, int64_t tokens, Multiply product, float* y) {
+  float part[kMaxRows];
+  product.y = part;
+  product.tokens = 1;
+  for (int64_t t = 0; t < tokens; ++t) {
+    product.x = x.residual(first_row + t);
+    if (!product.x) continue;
+    kernels[*matrix.quant].multiply(product);
+    for (int64_t r = 0; r < product.rows; ++r) y[t * product.y_stride + r] += part[r];
+  }
+}
+
 // Rows [begin, end) of the stack, counted through all its matrices.
-void multiply_rows(const KernelTable& kernels, const Matrix& matrix, const ActivationRow* x,
-                   float* y, int64_t tokens, int64_t begin, int64_t end) {
+void multiply_rows(const KernelTable& kernels, const Matrix& matrix, const Activations& x, float* y,
+                   int64_t tokens, int64_t begin, int64_t end) {
   while (begin < end) {
     const int64_t s = begin / matrix.rows, first = begin % matrix.rows;
     Multiply product;
     product.weights = matrix.row(s, first);
     product.next = nullptr;  // rows of the next matrix follow directly
     product.row_bytes = matrix.row_bytes();
-    product.rows = std::min(end - begin, matrix.rows - first);
+    // Few rows at a time: they are still cached when residuals meet them.
+    product.rows = std::min({end - begin, matrix.rows - first, kMaxRows});
     product.cols = matrix.cols;
-    product.x = x + s * tokens;
+    product.x = x.rows() + s * tokens;
     product.tokens = tokens;
     product.y = y + s * tokens * matrix.rows + first;
     product.y_stride = matrix.rows;
     kernels[*matrix.quant].multiply(product);
+    add_residuals(kernels, matrix, x, s * tokens, tokens, product, product.y);
     begin += product.rows;
   }
 }
@@ -101,7 +120,7 @@ void linear(ThreadPool& pool, const KernelTable& kernels, const Matrix& matrix, 
   if (uses_tiles(kernels, matrix, tokens))
     return linear_tiled(lease, kernels, matrix, x, y, tokens);
   Activations activations(lease.arena(), matrix.stack * tokens, matrix.cols, reads_codes(matrix),
-                          reads_values(matrix), x);
+                          reads_values(matrix), x, kOutlierShare);
   TaskCounter counter;
   lease.run([&](int worker) {
     quantise_share(activations, kernels.activations(), x, worker, lease.workers());
@@ -109,12 +128,11 @@ void linear(ThreadPool& pool, const KernelTable& kernels, const Matrix& matrix, 
     const int64_t rows = matrix.stack * matrix.rows;
     if (tokens <= kFewTokens) {
       const Share share(rows, worker, lease.workers());
-      multiply_rows(kernels, matrix, activations.rows(), y, tokens, share.begin, share.end);
+      multiply_rows(kernels, matrix, activations, y, tokens, share.begin, share.end);
     } else {
       const int64_t size = task_size(rows, lease.workers(), kMinRows, kMaxRows);
       for (int64_t begin; (begin = counter.take() * size) < rows;)
-        multiply_rows(kernels, matrix, activations.rows(), y, tokens, begin,
-                      std::min(rows, begin + size));
+        multiply_rows(kernels, matrix, activations, y, tokens, begin, std::min(rows, begin + size));
     }
   });
 }
