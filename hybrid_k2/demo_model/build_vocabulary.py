@@ -38,11 +38,10 @@ CONTROL_TOKENS = {
     14: "<|tool_call_argument_begin|>",
     15: "<|tool_call_end|>",
     17: "<|im_middle|>",
-    22: "<think>",  # these two as in K2-Thinking
-    23: "</think>",
     NUM_CONTROL_IDS - 2: "[UNK]",
     NUM_CONTROL_IDS - 1: "[PAD]",
 }
+THINK_TOKENS = {22: "<think>", 23: "</think>"}  # K2-Thinking's, at K2's offsets
 
 
 def train(vocab_size: int) -> list[str]:
@@ -120,11 +119,13 @@ def split_by_ranks(text: str, ranks: dict[str, int], below: int) -> list[str]:
     return parts
 
 
-def add_tokenizer(writer: gguf.GGUFWriter, tokens: Sequence[str]) -> None:
+def add_tokenizer(
+    writer: gguf.GGUFWriter, tokens: Sequence[str], *, thinking: bool = False
+) -> None:
     """Writes the tokenizer.* keys of a K2 GGUF: text tokens, control tokens, merges, special
     ids.
     """
-    keys = gguf_keys(tokens)
+    keys = gguf_keys(tokens, thinking=thinking)
     names = keys["tokenizer.ggml.tokens"]
     writer.add_tokenizer_model(keys["tokenizer.ggml.model"])
     writer.add_tokenizer_pre(keys["tokenizer.ggml.pre"])
@@ -139,10 +140,14 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokens: Sequence[str]) -> None:
     writer.add_chat_template(keys["tokenizer.chat_template"])
 
 
-def gguf_keys(tokens: Sequence[str]) -> dict[str, Any]:
-    """What a tokenizer is read from: text tokens, then the control tokens, and the template."""
+def gguf_keys(tokens: Sequence[str], *, thinking: bool = False) -> dict[str, Any]:
+    """What a tokenizer is read from: text tokens, then the control tokens, and the template.
+
+    thinking: with K2-Thinking's two markers among the control tokens.
+    """
+    named = CONTROL_TOKENS | (THINK_TOKENS if thinking else {})
     first = len(tokens)
-    control = [CONTROL_TOKENS.get(offset) for offset in range(NUM_CONTROL_IDS)]
+    control = [named.get(offset) for offset in range(NUM_CONTROL_IDS)]
     names = [name or f"[PAD{first + offset}]" for offset, name in enumerate(control)]
     kinds = [gguf.TokenType.CONTROL if name else gguf.TokenType.UNUSED for name in control]
     template = Path(__file__).with_name("chat_template.jinja")

@@ -39,7 +39,7 @@ def write_gguf(
     writer = gguf.GGUFWriter(file, arch="deepseek2")
     add_k2_metadata(writer, config)
     writer.add_license("apache-2.0")
-    add_tokenizer(writer, tokens)
+    add_tokenizer(writer, tokens, thinking=True)
     for name, values in split_heads(weights, config):
         quant = by_name(type_of(name))
         data = quant.quantise(values.detach().float().cpu().contiguous().numpy())

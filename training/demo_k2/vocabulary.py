@@ -67,7 +67,7 @@ def _unspaced(texts: Sequence[str], num_tokens: int) -> tuple[list[str], Counter
 
 def tokenizer_of(tokens: Sequence[str]) -> runtime.Tokenizer:
     """hybrid-k2's own tokenizer over these tokens and the control tokens."""
-    return runtime.Tokenizer.from_gguf(gguf_keys(tokens))
+    return runtime.Tokenizer.from_gguf(gguf_keys(tokens, thinking=True))
 
 
 def save(tokens: Sequence[str], file: Path) -> None:
@@ -82,6 +82,6 @@ def write_tokenizer_json(tokens: Sequence[str], file: Path) -> None:
     """The same vocabulary in the `tokenizers` package's form."""
     vocabulary = {token: token_id for token_id, token in enumerate(tokens)}
     tokenizer = pre_tokenized(models.BPE(vocab=vocabulary, merges=merges_of(tokens)))
-    keys = gguf_keys(tokens)
+    keys = gguf_keys(tokens, thinking=True)
     tokenizer.add_special_tokens(list(keys["tokenizer.ggml.tokens"][len(tokens) :]))
     tokenizer.save(str(file))
