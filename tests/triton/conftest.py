@@ -6,15 +6,11 @@ one element is no index, so a loop up to a loaded number would not start; and ea
 function in a kernel would patch the whole language again, 20 ms a time.
 """
 
-import os
-
 import numpy as np
 import pytest
 import torch
 
-ON_GPU = torch.cuda.is_available()
-if not ON_GPU:
-    os.environ["TRITON_INTERPRET"] = "1"
+ON_GPU = torch.cuda.is_available()  # where it is not, ../conftest.py asks for the interpreter
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
