@@ -120,7 +120,7 @@ def quantised_linear(
 
 
 def linear_tile(num_rows: int, units_per_row: int, num_tokens: int) -> dict[str, int]:
-    """What a program takes on: within 5% of the best of twenty for most of K2's shapes (H200)."""
+    """What a program takes on: for one token near the best of twenty on K2's shapes (H200)."""
     num_warps = 4 if num_tokens == 1 and units_per_row >= 128 else 1
     rows = 2 if num_tokens == 1 and (num_warps == 4 or num_rows < 10_000) else 4
     return {
