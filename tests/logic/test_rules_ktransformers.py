@@ -116,7 +116,11 @@ def two_gpus() -> Plan:
         ("model.layers.60.mlp.shared_experts", "mlp_gpu", {"device": "cuda:1"}),
         ("model.layers.1.mlp.experts", "experts_cpu", {}),
         ("model.layers.60.mlp.experts", "experts_cpu", {}),
-        ("model.layers.29.self_attn", "attention_gpu", {"device": "cuda:0", "kv_dtype": "bfloat16"}),
+        (
+            "model.layers.29.self_attn",
+            "attention_gpu",
+            {"device": "cuda:0", "kv_dtype": "bfloat16"},
+        ),
         ("model.layers.30.self_attn", "attention_gpu", {"device": "cuda:1"}),
         ("model.layers.45.mlp.gate", "router", {"device": "cuda:0"}),
         ("model.layers.45.input_layernorm", "norm", {"device": "cuda:1"}),
