@@ -13,10 +13,8 @@
 namespace hk2 {
 namespace {
 
-constexpr int64_t kFewTokens =
-    8;  // up to here memory is the limit: one contiguous run of rows per worker
-constexpr int64_t kMinRows = 32,
-                  kMaxRows = 128;  // in a task: kernels for many tokens like long runs
+// Rows in a task: kernels for many tokens like long runs, few tokens an even share of few rows.
+constexpr int64_t kFewestRows = 8, kMinRows = 32, kMaxRows = 128;
 
 // Share of a block's sum of squares from which its largest element is an outlier.
 constexpr float kOutlierShare = 0.5f;
@@ -125,15 +123,12 @@ void linear(ThreadPool& pool, const KernelTable& kernels, const Matrix& matrix, 
   lease.run([&](int worker) {
     quantise_share(activations, kernels.activations(), x, worker, lease.workers());
     if (reads_codes(matrix)) lease.barrier();
+    // Shared out one by one, as the experts are: a fixed split waits for the slowest core.
     const int64_t rows = matrix.stack * matrix.rows;
-    if (tokens <= kFewTokens) {
-      const Share share(rows, worker, lease.workers());
-      multiply_rows(kernels, matrix, activations, y, tokens, share.begin, share.end);
-    } else {
-      const int64_t size = task_size(rows, lease.workers(), kMinRows, kMaxRows);
-      for (int64_t begin; (begin = counter.take() * size) < rows;)
-        multiply_rows(kernels, matrix, activations, y, tokens, begin, std::min(rows, begin + size));
-    }
+    const int64_t smallest = tokens <= kSameBits ? kFewestRows : kMinRows;
+    const int64_t size = task_size(rows, lease.workers(), smallest, kMaxRows);
+    for (int64_t begin; (begin = counter.take() * size) < rows;)
+      multiply_rows(kernels, matrix, activations, y, tokens, begin, std::min(rows, begin + size));
   });
 }
 
