@@ -102,7 +102,7 @@ def test_the_readme_lists_exactly_the_commands_there_are(repository: Path) -> No
     readme = (repository / "README.md").read_text(encoding="utf-8")
     section = readme.partition("## Commands\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| `hybrid-k2 (\w+)", section, re.M)
-    assert rows == list(main.COMMANDS)
+    assert list(dict.fromkeys(rows)) == list(main.COMMANDS)  # bench has a row for each of its own
 
 
 def test_python_m_runs_the_same_command() -> None:
