@@ -10,13 +10,11 @@ from gguf_factory import tiny_config
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from hybrid_k2.backends.router import route
 from hybrid_k2.kernels.activation import silu_multiply
 from hybrid_k2.kernels.mla_decode import mla_decode
 from hybrid_k2.kernels.norm import rms_norm
 from hybrid_k2.kernels.pages import dequantise_rows, gather_pages, quantise_rows
 from hybrid_k2.kernels.rope import rotate_and_cache
-from hybrid_k2.kernels.router import choose_experts
 from hybrid_k2.model.rope import Rope, rotate
 
 EVERY_CACHE = pytest.mark.parametrize("cache", ["float32", "int8"])
@@ -51,29 +49,6 @@ def test_silu_multiply_takes_gate_from_the_left_and_up_from_the_right(device):
     y = silu_multiply(torch.cat([gate, up], 1).to(device), dtype=torch.float32)
     expected = F.silu(gate.double()) * up.double()
     assert torch.allclose(y.cpu().double(), expected, rtol=2**-18, atol=1e-30)
-
-
-@pytest.mark.parametrize("num_experts", [384, 24])
-def test_the_router_chooses_as_the_backend_does(num_experts, device):
-    config = tiny_config(n_routed_experts=num_experts, num_experts_per_tok=6)
-    logits, bias = randn(40, num_experts), 0.1 * randn(num_experts, seed=1)
-    ids, weights = choose_experts(
-        logits.to(device), bias.to(device), 6, config.routed_scaling_factor, config.norm_topk_prob
-    )
-    expected_ids, expected_weights = route(logits, bias, config)
-    assert ids.dtype == torch.int32
-    order, expected_order = ids.cpu().argsort(1), expected_ids.argsort(1)
-    assert torch.equal(ids.cpu().gather(1, order), expected_ids.gather(1, expected_order))
-    assert torch.allclose(
-        weights.cpu().gather(1, order), expected_weights.gather(1, expected_order), rtol=2**-20
-    )
-
-
-def test_the_router_names_each_expert_once_where_scores_tie(device):
-    ids, _ = choose_experts(
-        torch.zeros(1, 12, device=device), torch.zeros(12, device=device), 8, 1.0
-    )
-    assert sorted(ids.cpu().tolist()[0]) == list(range(8))
 
 
 @EVERY_CACHE
