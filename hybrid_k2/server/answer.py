@@ -5,15 +5,17 @@ routes can read it; it knows none of them.
 """
 
 import dataclasses
+import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hybrid_k2.engine import RunningRequest, SamplingParams
+from hybrid_k2.engine import RunningRequest, SamplingParams, StepOutput
 from hybrid_k2.engine.sampler import TokenLogprobs
-from hybrid_k2.server.engine_thread import EngineThread, Generation
+from hybrid_k2.server.engine_thread import EngineThread
+from hybrid_k2.server.generation import Arrival, Generation
 from hybrid_k2.text import Delta, TextStream, Tokenizer
 from hybrid_k2.text.tool_calls import CallDelta, CallDropped
 
@@ -84,9 +86,26 @@ class Timings:
 
 @dataclass(slots=True)
 class _Choice:
+    """One choice, and what of it is not in a piece yet."""
+
     stream: TextStream
     num_since_reasoning: int = 0  # tokens
+    deltas: list[Delta | CallDelta] = field(default_factory=list)
     logprobs: list[tuple[int, TokenLogprobs]] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    def piece(self, index: int) -> Piece:
+        """All of that, which it then forgets."""
+        piece = Piece(
+            index,
+            deltas=tuple(_joined(_without_dropped(self.deltas))),
+            logprobs=tuple(self.logprobs),
+            finish_reason=self.finish_reason,
+            stop_string=self.stream.stopped,
+        )
+        self.deltas.clear()
+        self.logprobs.clear()
+        return piece
 
 
 class Answer:
@@ -137,37 +156,9 @@ class Answer:
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """Yields text as it becomes certain, and for every choice a last piece with its reason."""
-        async for index, output in self._generation:
-            if isinstance(output, RunningRequest):
-                yield Piece(index, progress=output)
-                continue
-            choice = self._choices[index]
-            self.usage.cached_tokens = max(self.usage.cached_tokens, output.num_cached_tokens)
-            deltas: list[Delta | CallDelta] = []
-            finish_reason = output.finish_reason
-            if output.token_id is not None:
-                self.usage.completion_tokens += 1
-                self.timings.token()
-                deltas += choice.stream.push(output.token_id)
-                self._count_reasoning(choice, deltas)
-                if output.logprobs is not None:
-                    choice.logprobs.append((output.token_id, output.logprobs))
-            if choice.stream.is_finished:
-                self._generation.abort(index)
-                finish_reason = "stop"
-            if finish_reason is not None:
-                deltas += choice.stream.finish()
-                finish_reason = choice.stream.finish_reason(finish_reason)
-            if not deltas and finish_reason is None:
-                continue
-            yield Piece(
-                index,
-                deltas=tuple(_without_dropped(deltas)),
-                logprobs=tuple(choice.logprobs),
-                finish_reason=finish_reason,
-                stop_string=choice.stream.stopped,
-            )
-            choice.logprobs.clear()
+        async for arrivals in self._generation:
+            for piece in self._read(arrivals):
+                yield piece
 
     def cancel(self) -> None:
         """Ends every choice with what it has; the last pieces' reason is "abort"."""
@@ -176,6 +167,38 @@ class Answer:
     def close(self) -> None:
         """Aborts what still runs."""
         self._generation.close()
+
+    def _read(self, arrivals: Sequence[Arrival]) -> Iterator[Piece]:
+        """The progress they report, then one piece of each choice of which something is certain."""
+        read: dict[int, _Choice] = {}
+        for index, output in arrivals:
+            if isinstance(output, RunningRequest):
+                yield Piece(index, progress=output)
+            elif self._choices[index].finish_reason is None:  # else its stop string came before
+                read[index] = self._choices[index]
+                self._take(index, output)
+        for index, choice in read.items():
+            if choice.deltas or choice.finish_reason is not None:
+                yield choice.piece(index)
+
+    def _take(self, index: int, output: StepOutput) -> None:
+        choice = self._choices[index]
+        self.usage.cached_tokens = max(self.usage.cached_tokens, output.num_cached_tokens)
+        finish_reason = output.finish_reason
+        if output.token_id is not None:
+            self.usage.completion_tokens += 1
+            self.timings.token()
+            deltas = choice.stream.push(output.token_id)
+            self._count_reasoning(choice, deltas)
+            choice.deltas += deltas
+            if output.logprobs is not None:
+                choice.logprobs.append((output.token_id, output.logprobs))
+        if choice.stream.is_finished:
+            self._generation.abort(index)
+            finish_reason = "stop"
+        if finish_reason is not None:
+            choice.deltas += choice.stream.finish()
+            choice.finish_reason = choice.stream.finish_reason(finish_reason)
 
     def _count_reasoning(self, choice: _Choice, deltas: Sequence[Delta | CallDelta]) -> None:
         """Reasoning comes first: all tokens up to its latest piece are reasoning's."""
@@ -191,3 +214,12 @@ def _without_dropped(deltas: Sequence[Delta | CallDelta]) -> Iterator[Delta | Ca
             log.warning("dropped the model's call %.80r: %s", delta.id_text, delta.reason)
         else:
             yield delta
+
+
+def _joined(deltas: Iterable[Delta | CallDelta]) -> Iterator[Delta | CallDelta]:
+    """Neighbours on one channel as one."""
+    for channel, group in itertools.groupby(deltas, lambda delta: getattr(delta, "channel", None)):
+        if channel is None:
+            yield from group
+        else:
+            yield Delta(channel, "".join(delta.text for delta in group))

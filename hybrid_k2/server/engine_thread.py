@@ -1,19 +1,20 @@
 """The one thread that owns the engine, and the way in and out of it for coroutines.
 
-Commands go in through a queue and run between two steps; each token comes out into the asyncio
-queue of its request. Knows the engine's submit, step and abort, nothing of text or HTTP.
+Commands go in through a queue and run between two steps; tokens come out through a Mailbox into the
+Generation of their request. Knows the engine's submit, step and abort, nothing of text or HTTP.
 """
 
 import asyncio
 import logging
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from hybrid_k2.engine import EngineCore, RunningRequest, SamplingParams, StepOutput
-from hybrid_k2.server.errors import overloaded, server_error, to_api_error, unavailable
+from hybrid_k2.server.errors import overloaded, unavailable
+from hybrid_k2.server.generation import Generation, Mailbox, call_in_loop
 from hybrid_k2.server.metrics import Metrics, RequestTimer
 
 log = logging.getLogger(__name__)
@@ -21,61 +22,6 @@ log = logging.getLogger(__name__)
 SHUTTING_DOWN = "the server is shutting down"
 
 Result = TypeVar("Result")
-
-
-class Generation:
-    """The answers to one prompt as they are generated: iterate over (choice index, StepOutput).
-
-    Where progress was asked for, a RunningRequest comes in place of an output for each step that
-    read more of the prompt. Ends after every choice's last output. Close it, whatever happens: what
-    still runs is aborted.
-    """
-
-    def __init__(self, thread: "EngineThread", num_choices: int, deadline_s: float | None) -> None:
-        self.outputs: asyncio.Queue[tuple[int, StepOutput | RunningRequest]] = asyncio.Queue()
-        self.loop = asyncio.get_running_loop()
-        self._thread = thread
-        self._unfinished = set(range(num_choices))
-        self._deadline_s = deadline_s
-
-    def __aiter__(self) -> "Generation":
-        return self
-
-    async def __anext__(self) -> tuple[int, StepOutput | RunningRequest]:
-        """Raises the error that ended a choice, and a 504 when the request's time is over."""
-        index = None
-        while index not in self._unfinished:  # what comes after an abort was too late
-            if not self._unfinished:
-                raise StopAsyncIteration
-            try:
-                async with asyncio.timeout_at(self._deadline_s):
-                    index, output = await self.outputs.get()
-            except TimeoutError:
-                raise server_error("the request took longer than the server allows", 504) from None
-        if isinstance(output, RunningRequest):
-            return index, output
-        if output.error is not None:
-            raise to_api_error(output.error) from output.error  # whoever failed has logged it
-        if output.finish_reason is not None:
-            self._unfinished.discard(index)
-        return index, output
-
-    def abort(self, index: int) -> None:
-        """Ends one choice early; it gives no further output."""
-        if index in self._unfinished:
-            self._unfinished.discard(index)
-            self._thread.abort(self, index)
-
-    def cancel(self) -> None:
-        """Ends every choice, each with an output that says "abort"."""
-        for index in self._unfinished:
-            self._thread.abort(self, index)
-            self.outputs.put_nowait((index, StepOutput(-1, finish_reason="abort")))
-
-    def close(self) -> None:
-        """Aborts what still runs; closing twice is allowed."""
-        for index in list(self._unfinished):
-            self.abort(index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +35,23 @@ class _Route:
 
 
 class EngineThread:
-    """Starts with start(), ends with close(). submit() is for coroutines, from any event loop."""
+    """Starts with start(), ends with close(). submit() is for coroutines of one event loop.
 
-    def __init__(self, core: EngineCore, metrics: Metrics, *, max_waiting: int) -> None:
+    stream_interval_s: tokens that come closer than this go to the loop together.
+    """
+
+    def __init__(
+        self,
+        core: EngineCore,
+        metrics: Metrics,
+        *,
+        max_waiting: int,
+        stream_interval_s: float = 0.0,
+    ) -> None:
         self.core = core
         self._metrics = metrics
+        self._stream_interval_s = stream_interval_s
+        self._mailbox: Mailbox | None = None  # of the event loop, once something was submitted
         self._max_open = core.max_sequences + max_waiting
         self._open: set[tuple[Generation, int]] = set()  # of the event loop
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -134,13 +92,21 @@ class EngineThread:
             self._metrics.rejected("queue_full")
             raise overloaded(f"{num_open} requests are being answered or wait; try again later")
         loop = asyncio.get_running_loop()
-        deadline_s = None if timeout_s is None else loop.time() + timeout_s
-        generation = Generation(self, len(choices), deadline_s)
+        if self._mailbox is None:
+            self._mailbox = Mailbox(loop, self._stream_interval_s)
+        generation = Generation(self.abort, len(choices), timeout_s)
         self._open.update((generation, index) for index in range(len(choices)))
         accepted: asyncio.Future[None] = loop.create_future()
-        self._commands.put(
-            lambda: self._submit(generation, token_ids, choices, with_progress, accepted)
-        )
+
+        def submit() -> None:
+            try:
+                self._submit(generation, token_ids, choices, with_progress)
+            except Exception as error:
+                call_in_loop(loop, _settle, accepted, error)
+            else:
+                call_in_loop(loop, _settle, accepted, None)
+
+        self._commands.put(submit)
         try:
             await accepted
         except BaseException:
@@ -160,7 +126,7 @@ class EngineThread:
                 result, error = function(), None
             except Exception as raised:
                 result, error = None, raised
-            _call_in_loop(loop, _settle, future, error, result)
+            call_in_loop(loop, _settle, future, error, result)
 
         self._commands.put(run)
         return await future
@@ -214,21 +180,23 @@ class EngineThread:
             log.exception("the engine failed; every request in flight ends")
             self._fail_all(error)
             return
+        routed = []
         for output in outputs:
             route = self._routes.get(output.request_id)
             if route is not None:
-                self._deliver(route, output)
+                route.timer.output(output)
+                routed.append((route, output))
             if output.finish_reason is not None:
                 self._routes.pop(output.request_id, None)
         if any(route.with_progress for route in self._routes.values()):
-            self._report_progress()
+            routed += self._progress()
+        self._deliver(routed)
 
-    def _report_progress(self) -> None:
+    def _progress(self) -> Iterator[tuple[_Route, RunningRequest]]:
         for request in self.core.running:
             route = self._routes.get(request.request_id)
             if route is not None and route.with_progress and request.num_generated == 0:
-                arrival = (route.index, request)
-                _call_in_loop(route.generation.loop, route.generation.outputs.put_nowait, arrival)
+                yield route, request
 
     def _submit(
         self,
@@ -236,18 +204,12 @@ class EngineThread:
         token_ids: Sequence[int],
         choices: Sequence[SamplingParams],
         with_progress: bool,
-        accepted: "asyncio.Future[None]",
     ) -> None:
-        try:
-            for index, params in enumerate(choices):
-                request_id = self.core.submit(token_ids, params)
-                timer = self._metrics.request(len(token_ids))
-                is_shown = with_progress and index == 0
-                self._routes[request_id] = _Route(generation, index, timer, is_shown)
-        except Exception as error:
-            _call_in_loop(generation.loop, _settle, accepted, error)
-        else:
-            _call_in_loop(generation.loop, _settle, accepted, None)
+        for index, params in enumerate(choices):
+            request_id = self.core.submit(token_ids, params)
+            timer = self._metrics.request(len(token_ids))
+            is_shown = with_progress and index == 0
+            self._routes[request_id] = _Route(generation, index, timer, is_shown)
 
     def _abort(self, generation: Generation, index: int) -> None:
         for request_id, route in list(self._routes.items()):
@@ -264,30 +226,29 @@ class EngineThread:
             except Exception:
                 log.exception("request %d could not be aborted", request_id)
             failed = StepOutput(request_id, finish_reason="error", error=error)
-            self._deliver(route, failed)
+            route.timer.output(failed)
+            self._deliver([(route, failed)])
 
-    def _deliver(self, route: _Route, output: StepOutput) -> None:
-        route.timer.output(output)
-        generation = route.generation
-        _call_in_loop(generation.loop, self._arrive, generation, route.index, output)
+    def _deliver(self, routed: Sequence[tuple[_Route, StepOutput | RunningRequest]]) -> None:
+        if not routed:
+            return
+        calls = [(self._arrive, (route.generation, route.index, said)) for route, said in routed]
+        self._mailbox.deliver(calls, is_urgent=any(_is_last(said) for _, said in routed))
 
-    def _arrive(self, generation: Generation, index: int, output: StepOutput) -> None:
+    def _arrive(
+        self, generation: Generation, index: int, output: StepOutput | RunningRequest
+    ) -> None:
         """In the event loop. A finished choice frees its place, however slowly it is then read."""
-        if output.finish_reason is not None:
+        if _is_last(output):
             self._open.discard((generation, index))
-        generation.outputs.put_nowait((index, output))
+        generation.arrive(index, output)
 
     def _stop(self) -> None:
         self._is_running = False
 
 
-def _call_in_loop(
-    loop: asyncio.AbstractEventLoop, function: Callable[..., Any], *args: Any
-) -> None:
-    try:
-        loop.call_soon_threadsafe(function, *args)
-    except RuntimeError:  # the loop is closed: nobody waits for this any more
-        log.debug("a request's event loop closed before its answer")
+def _is_last(output: StepOutput | RunningRequest) -> bool:
+    return isinstance(output, StepOutput) and output.finish_reason is not None
 
 
 def _settle(future: "asyncio.Future[Any]", error: Exception | None, result: Any = None) -> None:

@@ -33,7 +33,12 @@ class Service:
 
         The caller still owns the engine and closes it after close().
         """
-        thread = EngineThread(engine.core, self.metrics, max_waiting=self.settings.max_waiting)
+        thread = EngineThread(
+            engine.core,
+            self.metrics,
+            max_waiting=self.settings.max_waiting,
+            stream_interval_s=self.settings.stream_interval_s,
+        )
         thread.start()
         self._engine, self._thread = engine, thread
 

@@ -13,6 +13,7 @@ class ServerSettings:
     max_new_tokens: of an answer whose request names no length; None is the rest of the context.
     max_stored_responses: Responses that /v1/responses remembers.
     hide_tool_outputs: where a dialogue outgrows the context, leave earlier tools' outputs out.
+    stream_interval_s: tokens that come closer than this share an event; slower ones never wait.
     reasoning_fields: names under which chat completions hold reasoning.
     scale_temperature: take /v1/messages' temperature x 0.6 for Instruct models.
     """
@@ -29,6 +30,7 @@ class ServerSettings:
     max_stored_responses: int = 256
     request_timeout_s: float = 3600.0
     keep_alive_s: float = 10.0
+    stream_interval_s: float = 0.02
     reasoning_fields: tuple[str, ...] = ("reasoning_content", "reasoning")
     scale_temperature: bool = True
     hide_tool_outputs: bool = False

@@ -6,11 +6,12 @@ Knows nothing of what the chunks say.
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from hybrid_k2.server.disconnect import ClientGoneError, run_until_disconnect
 
@@ -37,7 +38,8 @@ def data_event(payload: Any) -> str:
 class SseResponse(StreamingResponse):
     """A response of events; calls `close` when they have ended or the client has gone.
 
-    keep_alive: the event sent wherever nothing came for `keep_alive_s`.
+    keep_alive: the event sent wherever nothing came for `keep_alive_s`: clients and proxies give up
+    else.
     """
 
     def __init__(
@@ -47,9 +49,12 @@ class SseResponse(StreamingResponse):
         close: Callable[[], None],
         keep_alive: str = KEEP_ALIVE,
     ) -> None:
-        self._events = _with_keep_alive(events, keep_alive_s, keep_alive)
+        self._events = events
+        self._keep_alive_s = keep_alive_s
+        self._keep_alive = keep_alive
         self._close = close
-        super().__init__(self._events, headers=_HEADERS, media_type="text/event-stream")
+        self._latest_s = 0.0
+        super().__init__(events, headers=_HEADERS, media_type="text/event-stream")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -60,25 +65,25 @@ class SseResponse(StreamingResponse):
             await self._events.aclose()
             self._close()
 
+    async def stream_response(self, send: Send) -> None:
+        """Sends the events, and keep-alives from a task of their own: none is due for most."""
 
-async def _with_keep_alive(
-    events: AsyncGenerator[str, None], interval_s: float, keep_alive: str
-) -> AsyncGenerator[str, None]:
-    """Fills silence: clients and proxies give up else."""
-    pending = asyncio.ensure_future(anext(events))
-    try:
+        async def sending(message: Message) -> None:
+            self._latest_s = time.monotonic()
+            await send(message)
+
+        keeper = asyncio.create_task(self._fill_silence(sending))
+        try:
+            await super().stream_response(sending)
+        finally:
+            keeper.cancel()
+
+    async def _fill_silence(self, send: Send) -> None:
+        self._latest_s = time.monotonic()
         while True:
-            await asyncio.wait({pending}, timeout=interval_s)
-            if not pending.done():
-                yield keep_alive
-                continue
-            try:
-                event = pending.result()
-            except StopAsyncIteration:
-                return
-            yield event
-            pending = asyncio.ensure_future(anext(events))
-    finally:
-        pending.cancel()
-        await asyncio.gather(pending, return_exceptions=True)
-        await events.aclose()
+            silent_s = time.monotonic() - self._latest_s
+            if silent_s < self._keep_alive_s:
+                await asyncio.sleep(self._keep_alive_s - silent_s)
+            else:
+                body = self._keep_alive.encode()
+                await send({"type": "http.response.body", "body": body, "more_body": True})
