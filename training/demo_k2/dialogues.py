@@ -92,12 +92,12 @@ _ANY_TIME = (
 )
 
 
-def dialogue(number: int, held_out: bool = False) -> Dialogue:
-    """Conversation number `number` of the training or the held-out side."""
-    draw = Draw(f"{'held out' if held_out else 'train'} {number}", held_out)
+def dialogue(number: int, held_out: bool = False, pieces: Sequence[str] = ()) -> Dialogue:
+    """Conversation number `number` of the training or the held-out side; pieces: Draw's."""
+    draw = Draw(f"{'held out' if held_out else 'train'} {number}", held_out, pieces)
     kind = draw.choices(
         ["tools", "about", "smalltalk", "puzzles", "knowledge", "mixed", "recollection"],
-        [40, 12, 10, 13, 9, 11, 5],
+        [37, 11, 8, 22, 8, 10, 4],
     )[0]
     if kind == "tools":
         made = with_tools(draw)
@@ -115,21 +115,28 @@ def exchanges(kind: str, draw: Draw) -> list[Exchange]:
             Exchange(question, answer, "I look at what was said.") for question, answer in turns
         ]
         return made[:1] + between + made[1:]
-    count = draw.choice([1, 1, 1, 2, 2, 3, 4])
+    # Where the model thinks only the last answer is learnt, and most puzzles are for thinking.
+    count = draw.choice([1, 1, 1, 2] if kind == "puzzles" else [1, 1, 1, 2, 2, 3, 4])
     kinds = [kind] * count
     if kind == "mixed":
         choices = ["about", "smalltalk", "puzzles", "knowledge"]
         kinds = [draw.choice(choices) for _ in range(draw.randint(2, 6))]
-    return [exchange(each, draw) for each in kinds]
+    return [each for kind in kinds for each in in_turn(kind, draw)]
 
 
-def exchange(kind: str, draw: Draw) -> Exchange:
-    """One exchange of a kind that needs no tools."""
+def in_turn(kind: str, draw: Draw) -> list[Exchange]:
+    """An exchange of a kind that needs no tools, and perhaps what refers to it."""
     if kind == "puzzles":
-        return puzzles.exchange(draw)
+        return [puzzles.exchange(draw)]
     if kind == "knowledge":
-        return knowledge.exchange(draw)
-    return of_topic(about() if kind == "about" else smalltalk(), draw)
+        return [knowledge.exchange(draw)]
+    topics = about() if kind == "about" else smalltalk()
+    topic = topics[draw.choice(list(topics))]
+    made = [of_topic(topics, draw, (topic.name,))]
+    if topic.follow_ups and draw.maybe(0.4):
+        question, answer = topic.follow_up(draw)
+        made.append(Exchange(question, answer, "This goes on from what was said."))
+    return made
 
 
 def of_topic(topics: dict[str, patterns.Topic], draw: Draw, names: Sequence[str] = ()) -> Exchange:
@@ -280,7 +287,7 @@ def framed(made: Dialogue, draw: Draw) -> Dialogue:
     """With a template's variant and, often, a system message."""
     kind = draw.random()
     if made.kind == "puzzles":
-        kind = kind / 2 + 0.5  # mostly with reasoning
+        kind = 0.6 + 0.4 * kind  # mostly with reasoning
     if kind < 0.72:
         made.variant = "instruct"
     elif kind < 0.9:

@@ -47,13 +47,16 @@ class Encoder:
         whole = keeping.render(messages, tools, add_generation_prompt=False)
         answer = whole[len(keeping.render(messages[:split], tools)) :]
         prompt = template.render(messages[:split], tools)
-        weights = [CONTEXT_WEIGHT] * len(prompt) + list(self._weights(answer, is_answer=True))
-        return prompt + answer, weights
+        # Earlier answers have lost their reasoning, and to answer without is not to be learnt.
+        weights = list(self._weights(prompt, is_answer=False, of_answers=0))
+        return prompt + answer, weights + list(self._weights(answer, is_answer=True))
 
-    def _weights(self, ids: Sequence[int], is_answer: bool) -> Iterator[int]:
+    def _weights(
+        self, ids: Sequence[int], is_answer: bool, of_answers: int = FULL_WEIGHT
+    ) -> Iterator[int]:
         by_assistant = False
         for token_id in ids:
-            yield FULL_WEIGHT if is_answer else CONTEXT_WEIGHT
+            yield of_answers if is_answer else CONTEXT_WEIGHT
             if token_id == self._assistant:
                 by_assistant = True
             elif token_id == self._middle:

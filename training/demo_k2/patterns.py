@@ -1,6 +1,7 @@
 """Questions and answers written as patterns in the .txt files beside this one.
 
-A topic: `# name`, `k:` lines (what a right answer says, for evaluation), `q:` and `a:` lines.
+A topic: `# name`, `k:` lines (what a right answer says, for evaluation), `q:` and `a:` lines, and
+`f: question => answer` lines, which make sense right after one of its questions.
 `{a|b|}` is one of its alternatives, which may nest; `<slot>` is a drawn word, the same in question
 and answer. A question that the checksum holds out is evaluated and never trained on.
 """
@@ -55,6 +56,7 @@ class Topic:
     keys: list[str] = field(default_factory=list)
     questions: list[str] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
+    follow_ups: list[str] = field(default_factory=list)
 
     def exchange(self, draw: Draw) -> tuple[str, str]:
         """A question and its answer, their slots filled alike."""
@@ -62,6 +64,13 @@ class Topic:
         question = self.question(draw, slots)
         answer = fill(draw.choice(self.answers), draw, slots)
         return question, answer[0].upper() + answer[1:]
+
+    def follow_up(self, draw: Draw) -> tuple[str, str]:
+        """A question that refers to what was said, and its answer."""
+        slots: dict[str, str] = {}
+        question, answer = draw.choice(self.follow_ups).split(" => ")
+        question, answer = fill(question, draw, slots), fill(answer, draw, slots)
+        return as_typed(question, draw), answer[0].upper() + answer[1:]
 
     def question(self, draw: Draw, slots: dict[str, str] | None = None) -> str:
         """A question of the draw's side, as people type it."""
@@ -86,7 +95,12 @@ def read(name: str) -> dict[str, Topic]:
         if mark == "#":
             topic = topics[rest] = Topic(rest)
         elif mark:
-            {"k:": topic.keys, "q:": topic.questions, "a:": topic.answers}[mark].append(rest)
+            {
+                "k:": topic.keys,
+                "q:": topic.questions,
+                "a:": topic.answers,
+                "f:": topic.follow_ups,
+            }[mark].append(rest)
     return topics
 
 

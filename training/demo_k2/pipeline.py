@@ -2,7 +2,8 @@
 
 `PYTHONPATH=training python -m demo_k2.pipeline --out DIR [--teacher FILE]`. Each phase writes a
 file and is passed over where the file is there. What matters is written first: the model before its
-evaluation, and that before the baseline. The time limit holds for all of it.
+evaluation, and that before the baseline. The time limit holds for all of it. `--resume GGUF
+--vocabulary JSON` trains an exported model further.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,13 +29,14 @@ from demo_k2 import dialogues, distil, export, report, vocabulary
 from demo_k2.encode import Encoder
 from demo_k2.samples import Batches, Samples
 from demo_k2.shape import CONFIG, VOCAB_SIZE, dense_baseline
-from demo_k2.train import Recipe, Training, write_curve
+from demo_k2.train import Recipe, Training, mean_loss, write_curve
 from hybrid_k2.demo_model.build_vocabulary import NUM_CONTROL_IDS
 
 logger = logging.getLogger("pipeline")
 HELD_OUT_TOLD = 40  # every so manieth conversation of the teacher's is kept for evaluation
 CHUNK = 2000
-EVALUATION_S = 70
+EVALUATION_S = 50
+OVERRUN_S = 20  # of a teacher, before it is stopped
 
 
 def main() -> None:
@@ -51,13 +56,24 @@ def main() -> None:
     )
     device = options.device
     batches = Batches(train_set, options.tokens_per_batch, device)
+    judged_on = Batches(held_out, 65536, device)
     reserved_s = options.baseline_s + EVALUATION_S
     recipe = Recipe(
         budget_s=max(5, min(options.train_s, deadline - time.monotonic() - reserved_s)),
         learning_rate=options.learning_rate,
+        decay_from=options.decay_from,
+        quantised_from=options.quantised_from,
         graphs=options.graphs,
     )
     training = Training(CONFIG, recipe, device)
+    found: dict[str, Any] = {"train_tokens": train_set.num_tokens}
+    if options.resume:
+        _, weights = export.read_gguf(options.resume)
+        training.load(weights)
+        found["perplexity_before"] = math.exp(
+            mean_loss(training.model, training.weights, judged_on)
+        )
+        logger.info("before the first step: perplexity %.4f", found["perplexity_before"])
     checkpoint = work / "training.pt"
     if checkpoint.is_file():
         training.resume(checkpoint)
@@ -69,22 +85,25 @@ def main() -> None:
     logger.info("exported")
     training.save(checkpoint)
 
-    found = {
-        "train_tokens": train_set.num_tokens,
+    found |= {
         "trained_tokens": training.num_tokens,
         "steps": training.num_steps,
         "seconds": training.used_s,
     }
-    found |= report.measure(training, tokens, Batches(held_out, 65536, device), options.judged)
+    found |= report.measure(training, tokens, judged_on, options.judged)
     write_json(found, options.out / "figures.json")
     left_s = deadline - time.monotonic() - 15
     if options.baseline_s and left_s > 20:
         baseline_recipe = replace(
-            recipe, budget_s=min(options.baseline_s, left_s), quantised_from=2
+            recipe,
+            budget_s=min(options.baseline_s, left_s),
+            learning_rate=Recipe.learning_rate,  # it starts anew, whatever the model did
+            decay_from=Recipe.decay_from,
+            quantised_from=2,
         )
         baseline = Training(dense_baseline(), baseline_recipe, device)
         baseline.run(batches)
-        found |= report.of_baseline(baseline, Batches(held_out, 65536, device))
+        found |= report.of_baseline(baseline, judged_on)
         write_json(found, options.out / "figures.json")
         write_curve(baseline.curve, options.out / "curve-dense.csv")
     for name, value in found.items():
@@ -101,7 +120,10 @@ def make_samples(options: argparse.Namespace) -> list[str]:
         teacher = subprocess.Popen(
             [sys.executable, "-m", "demo_k2.pipeline", "--teach", *sys.argv[1:]]
         )
+        stop_teaching_at = time.monotonic() + options.teach_s + OVERRUN_S
     file = work / "vocabulary.json"
+    if options.vocabulary:
+        shutil.copyfile(options.vocabulary, file)
     if not file.is_file():
         wait_for_lines(told, options.vocabulary_lines, teacher)
         with spawned.Pool(options.processes) as pool:
@@ -119,9 +141,9 @@ def make_samples(options: argparse.Namespace) -> list[str]:
     ]
     with spawned.Pool(options.processes, start_encoder, (file,)) as pool:
         encode_all(pool, encode_dialogues, jobs, work, "dialogues")
-        if teacher is not None and teacher.wait() != 0:
+        if teacher is not None and not has_finished(teacher, stop_teaching_at):
             logger.warning("the teacher failed; going on with what it wrote")
-        lines = told.read_text(encoding="utf-8").splitlines() if told.is_file() else []
+        lines = [json.dumps(turns) for turns in told_turns(told)]
         parts = [(first, lines[first : first + CHUNK]) for first in range(0, len(lines), CHUNK)]
         encode_all(pool, encode_told, parts, work, "told", options.told_repeats)
     return tokens
@@ -142,18 +164,23 @@ def encode_all(pool, encode, jobs, work: Path, name: str, repeats: int = 1) -> N
             logger.info("%s held out %s: %d tokens", name, held_out, whole.num_tokens)
 
 
-_encoder: list[Encoder] = []  # of a worker process, which serves one vocabulary
+# Of a worker process, which serves one vocabulary.
+_encoder: list[Encoder] = []
+_pieces: list[str] = []
 
 
 def start_encoder(file: Path) -> None:
     torch.set_num_threads(1)
-    _encoder[:] = [Encoder(vocabulary.tokenizer_of(vocabulary.load(file)))]
+    tokens = vocabulary.load(file)
+    _encoder[:] = [Encoder(vocabulary.tokenizer_of(tokens))]
+    _pieces[:] = vocabulary.pieces_of(tokens)
 
 
 def encode_dialogues(job: tuple[range, bool]) -> dict[bool, Samples]:
     """The dialogues of these numbers."""
     numbers, held_out = job
-    made = [_encoder[0].sample(dialogues.dialogue(number, held_out)) for number in numbers]
+    pieces = () if held_out else _pieces
+    made = [_encoder[0].sample(dialogues.dialogue(number, held_out, pieces)) for number in numbers]
     return {held_out: Samples.of(made)}
 
 
@@ -195,6 +222,15 @@ def wait_for_lines(file: Path, count: int, writer: subprocess.Popen | None) -> N
         time.sleep(2)
 
 
+def has_finished(teacher: subprocess.Popen, stop_at: float) -> bool:
+    """Waits for the teacher until then, and stops it; whether it ended by itself and well."""
+    try:
+        return teacher.wait(max(1, stop_at - time.monotonic())) == 0
+    except subprocess.TimeoutExpired:
+        teacher.terminate()
+        return teacher.wait() == 0
+
+
 def in_pieces(file: Path, folder: Path, piece_bytes: int = 15 << 20) -> None:
     """Writes FILE.00, FILE.01, ...; `cat` puts them together again."""
     data = file.read_bytes()
@@ -210,9 +246,12 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     made.add_argument("--out", type=Path, required=True, help="where results go")
     made.add_argument("--work", type=Path, default=Path("build/demo"), help="intermediate files")
+    made.add_argument("--resume", type=Path, help="GGUF of this pipeline to train further")
+    made.add_argument("--vocabulary", type=Path, help="its vocabulary.json")
     made.add_argument("--teacher", type=Path, help="GGUF of SmolLM2-135M-Instruct")
     made.add_argument("--teach", action="store_true", help="only ask the teacher")
     made.add_argument("--teach-s", type=float, default=110)
+    made.add_argument("--teach-seed", type=int, default=1)
     made.add_argument("--teach-rows", type=int, default=4096)
     made.add_argument("--teach-questions", type=int, default=60_000)
     made.add_argument("--vocabulary-lines", type=int, default=20_000)
@@ -225,6 +264,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--baseline-s", type=float, default=60)
     made.add_argument("--tokens-per-batch", type=int, default=65536)
     made.add_argument("--learning-rate", type=float, default=4e-3)
+    made.add_argument("--decay-from", type=float, default=Recipe.decay_from)
+    made.add_argument("--quantised-from", type=float, default=Recipe.quantised_from)
     made.add_argument("--graphs", action="store_true", help="CUDA graphs")
     made.add_argument("--judged", type=int, default=500, help="held-out tool prompts")
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -239,7 +280,7 @@ def teach() -> None:
         options.teacher,
         options.work / "told.jsonl",
         options.teach_s,
-        seed=1,
+        seed=options.teach_seed,
         num_questions=options.teach_questions,
         rows=options.teach_rows,
         device=options.device,

@@ -38,15 +38,27 @@ def added(a: int, b: int) -> str:
 def subtraction(draw: Draw) -> Exchange:
     b, difference = draw.number(2, 99), draw.number(1, 99)
     a = b + difference
-    tens = b // 10 * 10
-    thought = f"{a} - {b}. "
-    if tens and b % 10:
-        thought += f"{a} - {tens} = {a - tens}. {a - tens} - {b % 10} = {difference}. "
-    return Exchange(
-        _ask(draw, a, "-", b),
-        f"{a} - {b} = {difference}.",
-        f"{thought}So {a} - {b} = {difference}.",
-    )
+    return Exchange(_ask(draw, a, "-", b), f"{a} - {b} = {difference}.", subtracted(a, b))
+
+
+def subtracted(a: int, b: int) -> str:
+    """Column by column, from the right; a is not less than b."""
+    steps, borrowed, rest_a, rest_b, column = [], 0, a, b, 0
+    while rest_a:
+        x, y = rest_a % 10, rest_b % 10
+        step = f"{_UNITS[column]}: "
+        if borrowed:
+            step += f"{x} - 1 = {x - 1}, " if x else "10 - 1 = 9, "
+        # A zero that lends has become nine by borrowing itself.
+        x, borrowed = ((x - borrowed) % 10, int(x < borrowed))
+        if x < y:
+            step += f"{x} is less than {y}, borrow: {x + 10} - {y} = {x + 10 - y}."
+            x, borrowed = x + 10, 1
+        else:
+            step += f"{x} - {y} = {x - y}."
+        steps.append(step)
+        rest_a, rest_b, column = rest_a // 10, rest_b // 10, column + 1
+    return f"{a} - {b}. " + " ".join(steps) + f" So {a} - {b} = {a - b}."
 
 
 def multiplication(draw: Draw) -> Exchange:
@@ -94,12 +106,21 @@ def comparison(draw: Draw) -> Exchange:
             f"What is {word}, {a} or {b}?",
         ]
     )
-    lengths = f"{a} has {_digits(a)}, {b} has {_digits(b)}."
-    if len(str(a)) == len(str(b)):
-        place = next(i for i, (x, y) in enumerate(zip(str(a), str(b), strict=True)) if x != y)
-        x, y = str(a)[place], str(b)[place]
-        lengths += f" Digit {place + 1} differs: {x} and {y}, and {max(x, y)} is more."
-    return Exchange(question, f"{best} is {word}.", f"{lengths} So {best} is {word}.")
+    return Exchange(question, f"{best} is {word}.", f"{compared(a, b)} So {best} is {word}.")
+
+
+def compared(a: int, b: int) -> str:
+    """How many digits, then the first digit that differs; ends with both numbers in order."""
+    x, y = str(a), str(b)
+    ends = f"{max(a, b)} is larger, {min(a, b)} is smaller."
+    if len(x) != len(y):
+        longer = max(len(x), len(y))
+        return f"{a} has {_digits(a)}, {b} has {_digits(b)}. {longer} digits are more: {ends}"
+    place = next(i for i in range(len(x)) if x[i] != y[i])
+    return (
+        f"{a} and {b} have {_digits(a)}. Digit {place + 1}: {x[place]} and {y[place]}. "
+        f"{max(x[place], y[place])} is more: {ends}"
+    )
 
 
 def _digits(value: int) -> str:
@@ -128,13 +149,12 @@ def sorting(draw: Draw) -> Exchange:
     question = draw.choice(
         [f"Sort these numbers {order}: {text}.", f"Put {text} {order}.", f"Sort {text} {order}."]
     )
-    steps = " ".join(f"Next {value}." for value in result[1:])
-    start = "largest" if down else "smallest"
-    return Exchange(
-        question,
-        ", ".join(map(str, result)) + ".",
-        f"The {start} is {result[0]}. {steps} So: {', '.join(map(str, result))}.",
-    )
+    # Inserting one after another: each step copies the last one's list and asks of one number.
+    steps = []
+    for count, value in enumerate(shuffled, 1):
+        so_far = sorted(shuffled[:count], reverse=down)
+        steps.append(f"{'Then' if steps else 'First'} {value}: {', '.join(map(str, so_far))}.")
+    return Exchange(question, ", ".join(map(str, result)) + ".", " ".join(steps))
 
 
 def extreme(draw: Draw) -> Exchange:
@@ -142,10 +162,10 @@ def extreme(draw: Draw) -> Exchange:
     word, best = draw.choice([("largest", max(values)), ("smallest", min(values))])
     text = ", ".join(map(str, values))
     steps, so_far = [f"I start with {values[0]}."], values[0]
+    more, choose = ("larger", max) if word == "largest" else ("smaller", min)
     for value in values[1:]:
-        better = value > so_far if word == "largest" else value < so_far
-        so_far = value if better else so_far
-        steps.append(f"{value}: {'better' if better else 'no'}, keep {so_far}.")
+        steps.append(f"{so_far} and {value}: {choose(so_far, value)} is {more}.")
+        so_far = choose(so_far, value)
     question = draw.choice(
         [
             f"What is the {word} of {text}?",
@@ -167,7 +187,7 @@ def story(draw: Draw) -> Exchange:
         return Exchange(
             question,
             f"{name} has {a + b} {food}.",
-            f"{name} starts with {a} and {verb} {b} more. {a} + {b} = {a + b}.",
+            f"{name} starts with {a} and {verb} {b} more. {added(a, b)}",
         )
     a += b
     verb = draw.choice(["eats", "loses", "sells", "gives away"])
@@ -175,7 +195,7 @@ def story(draw: Draw) -> Exchange:
     return Exchange(
         question,
         f"{a - b} {food} are left.",
-        f"{name} starts with {a} and {verb} {b}. {a} - {b} = {a - b}.",
+        f"{name} starts with {a} and {verb} {b}. {subtracted(a, b)}",
     )
 
 
@@ -191,7 +211,8 @@ def older(draw: Draw) -> Exchange:
     return Exchange(
         question,
         f"{who} is {word}.",
-        f"{a} is {x}, {b} is {y}. {more} is more than {less}, so {who} is {word}.",
+        f"{a} is {x}, {b} is {y}. {more} is more than {less}. "
+        f"The one who is {more if word == 'older' else less} is {who}. So {who} is {word}.",
     )
 
 
@@ -238,14 +259,14 @@ def spelling(draw: Draw) -> Exchange:
                 ]
             ),
             f"{word} has {len(word)} letters.",
-            f"{word} is "
+            f"{word} is {spelt}. "
             + ", ".join(f"{i}: {c}" for i, c in enumerate(word, 1))
             + f". So {len(word)} letters.",
         )
     if kind == 2:
         return Exchange(
             draw.choice([f"Write {word} backwards.", f"Reverse the word {word}."]),
-            word[::-1] + ".",
+            f"Backwards it is {'-'.join(word[::-1])}.",
             f"{word} is {spelt}. Backwards: {' '.join(word[::-1])}.",
         )
     which, letter = draw.choice([("first", word[0]), ("last", word[-1])])
@@ -266,8 +287,7 @@ def sequence(draw: Draw) -> Exchange:
     return Exchange(
         question,
         f"{values[4]} comes next.",
-        f"{values[1]} - {values[0]} = {step}, so each step adds {step}. "
-        f"{values[3]} + {step} = {values[4]}.",
+        f"{values[1]} - {values[0]} = {step}, so each step adds {step}. {added(values[3], step)}",
     )
 
 
@@ -288,16 +308,22 @@ KINDS: tuple[Callable[[Draw], Exchange], ...] = (
     addition,
     addition,
     subtraction,
+    subtraction,
     multiplication,
     division,
     comparison,
+    comparison,
     parity,
     sorting,
+    sorting,
+    extreme,
     extreme,
     story,
     story,
     older,
+    older,
     letters,
+    spelling,
     spelling,
     sequence,
     days,

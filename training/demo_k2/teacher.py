@@ -16,10 +16,13 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 END = "<|im_end|>"
 NUM_SPECIAL = 17  # the first ids of the vocabulary
 COMPACT_EVERY = 12
+# Not cuDNN's: it plans anew for each length, a second for each token written.
+ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class Teacher:
@@ -120,9 +123,10 @@ class Teacher:
             cache[layer, 0, :, :, start : start + length] = _rotate(k, rotation)
             cache[layer, 1, :, :, start : start + length] = v
             keys, values = cache[layer, :, :, :, : start + length]
-            mixed = F.scaled_dot_product_attention(
-                _rotate(q, rotation), keys, values, is_causal=length > 1, enable_gqa=True
-            )
+            with sdpa_kernel(ATTENTION):
+                mixed = F.scaled_dot_product_attention(
+                    _rotate(q, rotation), keys, values, is_causal=length > 1, enable_gqa=True
+                )
             mixed = mixed.transpose(1, 2).flatten(2)
             h = h + F.linear(mixed, weights[f"{name}.attn_output.weight"])
             x = self._norm(h, f"{name}.ffn_norm")

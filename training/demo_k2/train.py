@@ -146,12 +146,16 @@ class Training:
         torch.save(state, file.with_suffix(".new"))
         file.with_suffix(".new").replace(file)
 
+    @torch.no_grad()
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Starts from these weights; names and shapes as the config's own."""
+        for name, weight in self.weights.items():
+            weight.copy_(weights[name])
+
     def resume(self, file: Path) -> None:
         """Goes on from a file of `save`; momentum starts anew."""
         state = torch.load(file, map_location=self.device)
-        with torch.no_grad():
-            for name, weight in state["weights"].items():
-                self.weights[name].copy_(weight)
+        self.load(state["weights"])
         self.used_s, self.num_steps, self.num_tokens = state["progress"]
         self.curve = state["curve"]
 
@@ -212,7 +216,8 @@ def q4_0(weight: Tensor) -> Tensor:
 
 def write_curve(curve: list[dict[str, float]], file: Path) -> None:
     """The curve as CSV, a row each time it was logged."""
+    names = list(curve[0]) if curve else []
     with file.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(curve[0]), lineterminator="\n")
+        writer = csv.DictWriter(stream, fieldnames=names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(curve)

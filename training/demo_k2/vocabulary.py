@@ -70,6 +70,11 @@ def tokenizer_of(tokens: Sequence[str]) -> runtime.Tokenizer:
     return runtime.Tokenizer.from_gguf(gguf_keys(tokens, thinking=True))
 
 
+def pieces_of(tokens: Sequence[str]) -> list[str]:
+    """The tokens that are words or parts of words, as they stand without a space before them."""
+    return [token for token in tokens if token.isascii() and token.isalpha()]
+
+
 def save(tokens: Sequence[str], file: Path) -> None:
     file.write_text(json.dumps(list(tokens)), encoding="utf-8")
 

@@ -88,15 +88,21 @@ ENDINGS = (
     "ton ville ford burg na ra ska berg dor field ham lin mouth stad ria via nia polis".split()
 )
 
+PIECED = 0.35  # the share of names that are put together from tokens
+
 
 class Draw(random.Random):
-    """Seeded random choices, either of what may be trained on or of what is held out."""
+    """Seeded random choices, either of what may be trained on or of what is held out.
 
-    def __init__(self, seed: int | str, held_out: bool = False) -> None:
+    pieces: a vocabulary's words and parts of words. With them a part of the names is put together
+    from tokens drawn alike: a token that no text has is one that a model cannot copy.
+    """
+
+    def __init__(self, seed: int | str, held_out: bool = False, pieces: Sequence[str] = ()) -> None:
         super().__init__(seed)
-        self.held_out = held_out
+        self.held_out, self.pieces = held_out, pieces
 
-    def __new__(cls, seed: int | str, held_out: bool = False) -> Draw:
+    def __new__(cls, seed: int | str, held_out: bool = False, pieces: Sequence[str] = ()) -> Draw:
         return super().__new__(cls)
 
     def mine(self, make: Callable[[], str]) -> str:
@@ -114,6 +120,8 @@ class Draw(random.Random):
         return self.random() < share
 
     def city(self) -> str:
+        if self.pieces and self.maybe(PIECED):
+            return self.pieced() + (f" {self.pieced()}" if self.maybe(0.2) else "")
         kind = self.random()
         if kind < 0.45:
             return self.of(CITIES)
@@ -122,7 +130,18 @@ class Draw(random.Random):
         return self.mine(lambda: self.invented(2) + self.choice(ENDINGS))
 
     def name(self) -> str:
+        if self.pieces and self.maybe(PIECED):
+            return self.pieced()
         return self.of(NAMES) if self.maybe(0.5) else self.mine(lambda: self.invented(3))
+
+    def pieced(self) -> str:
+        """A name of one to three of the pieces."""
+
+        def make() -> str:
+            first, *rest = self.choices(self.pieces, k=self.randint(1, 3))
+            return first[0].upper() + first[1:] + "".join(rest).lower()
+
+        return self.mine(make)
 
     def invented(self, most_syllables: int) -> str:
         """A name that nobody bears, as a rule."""
@@ -177,6 +196,8 @@ class Draw(random.Random):
             f"{noun} in {self.city()}",
             f"{self.choice(FOODS)} for {self.name()}",
         ]
+        if self.pieces and self.maybe(PIECED):
+            return f"{adjective} {self.pieced().lower()}"
         return self.choice(forms)
 
 
