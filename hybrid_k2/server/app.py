@@ -1,6 +1,7 @@
 """The application: guard, routes and error shapes put together.
 
-    operations      /  /health  /ready  /metrics  /slots  /v1/cache
+    chat_page       /
+    operations      /health  /ready  /metrics  /slots  /v1/cache
     models          /v1/models
     openai          /v1/chat/completions     completions  /v1/completions
     responses       /v1/responses            anthropic    /v1/messages
@@ -20,6 +21,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from hybrid_k2.server import (
     anthropic,
+    chat_page,
     completions,
     errors,
     models,
@@ -46,6 +48,7 @@ def create_app(service: Service) -> FastAPI:
     errors.install(app)
     for api in (operations, models, openai, completions, responses, anthropic, tokens):
         app.include_router(api.create_router(service))
+    app.include_router(chat_page.create_router())
     app.add_middleware(Guard, settings=service.settings)
     if service.settings.cors_origins:
         app.add_middleware(

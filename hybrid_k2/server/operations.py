@@ -8,7 +8,7 @@ import dataclasses
 from typing import Any
 
 from fastapi import APIRouter, Response
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from hybrid_k2.server.service import Service
@@ -17,12 +17,6 @@ from hybrid_k2.server.service import Service
 def create_router(service: Service) -> APIRouter:
     """The routes over one service; those without /v1 answer while the model loads, too."""
     router = APIRouter()
-
-    # Claude Code asks HEAD / before anything else.
-    @router.head("/", include_in_schema=False)
-    @router.get("/")
-    async def root() -> Response:
-        return PlainTextResponse("hybrid-k2 is running; the API is at /v1\n")
 
     @router.get("/health", operation_id="health")
     @router.get("/v1/health", include_in_schema=False)
