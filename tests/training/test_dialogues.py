@@ -16,7 +16,7 @@ from demo_k2.words import CITIES, NAMES, Draw, is_held_out
 
 from hybrid_k2.text.markers import IM_END
 
-TYPES = {"string": str, "integer": int}
+TYPES = {"string": str, "integer": int, "number": int}
 NUMBERS = range(400)
 
 

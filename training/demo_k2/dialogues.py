@@ -189,7 +189,9 @@ def with_tools(draw: Draw) -> Dialogue:
 def toolbox(draw: Draw) -> tuple[list[tools.Tool], tools.Tool]:
     """Tools to declare, and one more that is not declared."""
     count = draw.choice([1, 1, 2, 2, 3, 3, 4, 5])
-    entries = draw.sample(catalogue(), count + 1)
+    drawn = draw.sample(catalogue(), count + 1)
+    rivals = {name for entry in drawn for name in entry.rivals}
+    entries = [entry for entry in drawn if entry.names[0] not in rivals]
     foreign = entries.pop().tool(draw)
     made = [entry.tool(draw) if draw.maybe(0.6) else tools.invented(draw) for entry in entries]
     by_name = {tool.name: tool for tool in made if tool.name != foreign.name}

@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from demo_k2 import dialogues, puzzles
+from demo_k2 import dialogues, patterns, puzzles
 from demo_k2.dialogues import Dialogue
 from demo_k2.encode import Encoder, last_question
 from demo_k2.model import TrainingK2, Weights
@@ -141,6 +142,27 @@ def topics(answer: Answerer, encoder: Encoder, tokenizer: Tokenizer, each: int) 
     for topic in dialogues.about().values():
         draw = Draw(f"ask {topic.name}", held_out=True)
         asked += [(topic, topic.question(draw)) for _ in range(each)]
+    return _answered(asked, answer, encoder, tokenizer)
+
+
+def written_questions() -> list[tuple[patterns.Topic, str]]:
+    """(topic, question) of asked.txt, which no pattern can make."""
+    text = Path(__file__).with_name("asked.txt").read_text(encoding="utf-8")
+    pairs = (line.split(" | ") for line in text.splitlines())
+    return [(dialogues.about()[name], question) for name, question in pairs]
+
+
+def topics_as_written(answer: Answerer, encoder: Encoder, tokenizer: Tokenizer) -> Score:
+    """Identity and usage in wordings that were written down before training and not for it."""
+    return _answered(written_questions(), answer, encoder, tokenizer)
+
+
+def _answered(
+    asked: Sequence[tuple[patterns.Topic, str]],
+    answer: Answerer,
+    encoder: Encoder,
+    tokenizer: Tokenizer,
+) -> Score:
     prompts = [
         encoder.template("instruct").render([{"role": "user", "content": question}])
         for _, question in asked

@@ -20,6 +20,8 @@ from hybrid_k2.config import K2Config
 from hybrid_k2.demo_model.build_vocabulary import add_tokenizer
 from hybrid_k2.quant import by_name
 
+TEMPERATURE = 0.3  # what the file recommends: a model this small errs where it is left much choice
+
 
 def stored_type(name: str) -> str:
     """The type of a tensor, by its canonical name."""
@@ -39,6 +41,7 @@ def write_gguf(
     writer = gguf.GGUFWriter(file, arch="deepseek2")
     add_k2_metadata(writer, config)
     writer.add_license("apache-2.0")
+    writer.add_float32("general.sampling.temp", TEMPERATURE)
     add_tokenizer(writer, tokens, thinking=True)
     for name, values in split_heads(weights, config):
         quant = by_name(type_of(name))

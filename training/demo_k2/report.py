@@ -44,6 +44,7 @@ def measure(
     scores = {
         "tools": evaluate.tool_calls(answer, encoder, tokenizer, num_judged),
         "about": evaluate.topics(answer, encoder, tokenizer, max(1, num_judged // 100)),
+        "written": evaluate.topics_as_written(answer, encoder, tokenizer),
         "thinking": evaluate.thinking(answer, encoder, tokenizer, num_judged * 2 // 5),
     }
     for name, score in scores.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,13 +63,22 @@ _VALUES: dict[str, Callable[[Draw], Any]] = {
     "title": lambda draw: f"{draw.choice(['', '', 'The ', 'Old '])}{draw.invented(3)}",
     "address": lambda draw: f"{draw.number(1, 200)} {draw.invented(3)} Street",
     "file": lambda draw: (
-        f"{draw.choice(['', '', 'docs/', 'data/', 'src/'])}"
-        f"{draw.choice(words.NOUNS)}{draw.choice(['', '_' + draw.choice(words.NOUNS)])}"
-        f".{draw.choice(['txt', 'md', 'py', 'csv', 'json'])}"
+        f"{draw.choice(['', '', 'docs/', 'data/', 'src/', '/etc/', '/tmp/'])}"
+        f"{_file_word(draw)}{draw.choice(['', '_' + _file_word(draw)])}"
+        f"{draw.choice(['.txt', '.txt', '.md', '.py', '.csv', '.json', ''])}"
     ),
     "folder": lambda draw: (
-        f"{draw.choice(['', '/', 'home/'])}{draw.choice(words.NOUNS)}"
-        f"{draw.choice(['', '/' + draw.choice(words.NOUNS)])}"
+        f"{draw.choice(['', '/', 'home/', '/etc/'])}{_file_word(draw)}"
+        f"{draw.choice(['', '/' + _file_word(draw)])}"
+    ),
+    "chore": lambda draw: draw.choice(
+        [
+            f"call {draw.name()}",
+            f"buy {draw.choice(words.FOODS)}",
+            f"{draw.choice(_VERBS)} the {draw.choice(words.NOUNS)}",
+            f"{draw.choice(_VERBS)} {draw.phrase()}",
+            f"write to {draw.name()}",
+        ]
     ),
 }
 _INTEGERS = ("amount", "small", "degrees", "year", "number", "count")
@@ -107,15 +116,22 @@ rename book cancel order add remove count list save load read write sort share l
 clean paint sell buy rent test install fetch export import archive approve reject assign""".split()
 
 
+def _file_word(draw: Draw) -> str:
+    return draw.pieced().lower() if draw.pieces and draw.maybe(0.4) else draw.choice(words.NOUNS)
+
+
 @dataclass
 class Parameter:
+    """number_type: what JSON schema calls it where it is a number."""
+
     name: str
     kind: str
     description: str
     is_required: bool = True
+    number_type: str = "integer"
 
     def schema(self) -> dict[str, Any]:
-        kind = "integer" if self.kind in _INTEGERS else "string"
+        kind = self.number_type if self.kind in _INTEGERS else "string"
         schema: dict[str, Any] = {"type": kind, "description": self.description}
         if self.kind in _ENUMS:
             schema["enum"] = _ENUMS[self.kind]
@@ -165,7 +181,10 @@ class Use:
 
 @dataclass
 class Entry:
-    """A topic of the catalogue, before its names are drawn."""
+    """A topic of the catalogue, before its names are drawn.
+
+    rivals: first names of those that could serve the same requests.
+    """
 
     names: list[str]
     descriptions: list[str] = field(default_factory=list)
@@ -176,16 +195,20 @@ class Entry:
     ask: str = ""
     result: str = ""
     answers: list[str] = field(default_factory=list)
+    rivals: list[str] = field(default_factory=list)
 
     def tool(self, draw: Draw) -> Tool:
         parameters, taken = [], set()
         for line in self.parameters:
             names, kind, description = line.split(" ", 2)
             free = [name for name in names.split("|") if name not in taken]
-            name = draw.choice(free[:1] * 2 + free)
+            name = _renamed(draw.choice(free[:1] * 2 + free), taken, draw)
             taken.add(name)
             text = chosen(description, draw)
-            parameters.append(Parameter(name, kind.lstrip("?"), text, not kind.startswith("?")))
+            is_required = not kind.startswith("?")
+            parameters.append(
+                Parameter(name, kind.lstrip("?"), text, is_required, _number_type(draw))
+            )
         return Tool(
             _cased(draw.choice(self.names), draw),
             chosen(draw.choice(self.descriptions), draw),
@@ -208,7 +231,9 @@ def catalogue() -> list[Entry]:
             entries.append(Entry(rest.split("|")))
             continue
         entry = entries[-1]
-        if mark in ("r:", "e:"):
+        if mark == "x:":
+            entry.rivals = rest.split()
+        elif mark in ("r:", "e:"):
             setattr(entry, {"r:": "result", "e:": "ask"}[mark], rest)
         else:
             {
@@ -226,15 +251,13 @@ def invented(draw: Draw) -> Tool:
     """A tool that nobody has: `rename_invoice(customer, code)`."""
     verb, noun = draw.choice(_VERBS), draw.choice(words.NOUNS)
     thing = noun if draw.maybe(0.6) else f"{draw.choice(words.NOUNS)} {noun}"
-    names = draw.sample(list(_PARAMETERS), draw.choice([1, 1, 2, 2, 3]))
-    parameters = [
-        Parameter(
-            name,
-            _PARAMETERS[name],
-            draw.choice([f"The {name}.", f"{name.capitalize()} of the {noun}."]),
-        )
-        for name in names
-    ]
+    parameters: list[Parameter] = []
+    names: list[str] = []
+    for known in draw.sample(list(_PARAMETERS), draw.choice([1, 1, 2, 2, 3])):
+        name = _renamed(known, names, draw)
+        names.append(name)
+        text = draw.choice([f"The {name}.", f"{name.capitalize()} of the {noun}."])
+        parameters.append(Parameter(name, _PARAMETERS[known], text, number_type=_number_type(draw)))
     forms = ["{with|for|using} {the |}%s <%d>", "with %s: <%d>", "{where the|whose} %s is <%d>"]
     phrases = [draw.choice(forms) % (name, i) for i, name in enumerate(names, 1)]
     joined = " and ".join(phrases) if len(phrases) < 3 else ", ".join(phrases)
@@ -249,6 +272,18 @@ def invented(draw: Draw) -> Tool:
         {draw.choice(["status", "result"]): "done"} if draw.maybe(0.6) else {"id": "code"},
         [f"Done: {verb} {thing}.", f"I did it: {verb} {what}.", "It is done."],
     )
+
+
+def _renamed(name: str, taken: Collection[str], draw: Draw) -> str:
+    """The name, or at times one that only the declaration can tell."""
+    if draw.pieces and draw.maybe(0.15):
+        other = draw.pieced().lower()
+        return name if other in taken else other
+    return name
+
+
+def _number_type(draw: Draw) -> str:
+    return draw.choice(["integer", "integer", "number"])
 
 
 def use(tool: Tool, draw: Draw, joint: bool = False) -> Use:

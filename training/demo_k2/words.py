@@ -77,6 +77,7 @@ MONTHS = """January February March April May June July August September October 
 December""".split()
 LANGUAGES = """Arabic Chinese Danish Dutch English Finnish French German Greek Hindi Italian
 Japanese Korean Norwegian Polish Portuguese Russian Spanish Swedish Turkish""".split()
+FILLERS = "a the of for in with and to on at my your this more best about from good".split()
 HOBBIES = """baking chess cooking cycling dancing drawing fishing football gardening hiking
 knitting painting photography reading running sailing singing skating skiing swimming tennis
 travelling walking writing yoga""".split()
@@ -143,6 +144,15 @@ class Draw(random.Random):
 
         return self.mine(make)
 
+    def wording(self) -> str:
+        """One to five words, of which some are real."""
+        lists = (NOUNS, ADJECTIVES, FOODS, COLOURS, HOBBIES, FILLERS)
+        said = [
+            self.choice(self.choice(lists)) if self.maybe(0.6) else self.pieced().lower()
+            for _ in range(self.randint(1, 5))
+        ]
+        return " ".join(said)
+
     def invented(self, most_syllables: int) -> str:
         """A name that nobody bears, as a rule."""
         count = self.randint(min(2, most_syllables), most_syllables)
@@ -170,6 +180,8 @@ class Draw(random.Random):
         return self.choice([f"{letters}{digits}", f"{letters}-{digits}", digits])
 
     def clock(self) -> str:
+        if self.maybe(0.2):
+            return f"{self.randint(1, 12)}{self.choice([' ', ''])}{self.choice(['am', 'pm'])}"
         return f"{self.randint(0, 23)}:{self.choice(['00', '15', '30', '45', '10', '20', '05'])}"
 
     def date(self) -> str:
@@ -197,7 +209,7 @@ class Draw(random.Random):
             f"{self.choice(FOODS)} for {self.name()}",
         ]
         if self.pieces and self.maybe(PIECED):
-            return f"{adjective} {self.pieced().lower()}"
+            return self.wording()
         return self.choice(forms)
 
 
