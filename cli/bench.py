@@ -26,14 +26,20 @@ STEP_COLUMNS = (
     "context",
     "tokens",
     "ms",
+    "wait",
+    "copy",
     "cpu",
+    "after",
     "gpu",
+    "on gpu",
     "rest",
     "tok/s*",
     "of GB/s",
     "share",
 )
+STEP_WIDTHS = (7, 7, 6, 8, 7, 6, 8, 7, 8, 6, 6, 6, 7, 5)
 COLUMNS = ("quant", "tier", "thr", "tokens", "ms", "GB/s", "of", "share", "TFLOPS", "ratio")
+WIDTHS = (8, 12, 6, 7, 9, 8, 7, 7, 8, 6)
 
 
 @click.group("bench", epilog=EPILOG, short_help="Measure this machine with synthetic weights.")
@@ -211,10 +217,12 @@ def step(
 ) -> None:
     """Time whole steps of a K2 of true width with one dense layer and a few of experts.
 
-    ms: a layer of experts, by the difference of two depths; cpu: of it in the CPU's experts; gpu:
-    what the GPU takes alone, its shared expert beside the CPU; rest: of a step beside those layers.
-    tok/s* is EXTRAPOLATED to all 61 layers. share: bytes of experts that the CPU read, of what
-    memory could have delivered in the layer's time.
+    ms: a layer of experts, by the difference of two depths, and its parts: wait, until the experts
+    are known (attention, router, hand-off); copy, of activations to the CPU; cpu, its experts;
+    after, what the GPU's experts take longer. gpu: in decode what the GPU takes alone, in a prompt
+    its experts, on gpu of them. rest: of a step beside those layers. tok/s* is EXTRAPOLATED to all
+    61 layers. share: bytes of experts that the CPU read, of what memory could have delivered in the
+    layer's time.
     """
     from hybrid_k2.backends import registry
     from hybrid_k2.config import RuntimeConfig
@@ -252,11 +260,11 @@ def step(
         tier=tier or None,
         prefill_chunk=chunk,
         max_sequences=max(batches),
-        context=max(*contexts, *prompts) + 1,
+        context=max([*contexts, *prompts]) + 1,
     )
     placement = Placement(device, dense_quant, quant, experts, experts_kwargs, skew)
     if not as_json:
-        click.echo(_line(STEP_COLUMNS))
+        click.echo(_line(STEP_COLUMNS, STEP_WIDTHS))
     for row in measure_steps(
         placement,
         runtime,
@@ -268,16 +276,16 @@ def step(
         vram_bytes=vram_bytes,
     ):
         if as_json:
-            derived = {"other_ms": row.other_ms, "share": row.share, "cpu_share": row.cpu_share}
+            derived = {"share": row.share, "cpu_share": row.cpu_share}
             click.echo(json.dumps(asdict(row) | derived))
             continue
+        parts = (row.layer_ms, row.wait_ms, row.copy_ms, row.cpu_ms, row.after_ms)
         gpu_ms = "-" if row.gpu_ms is None else f"{row.gpu_ms:.3f}"
-        rates = (row.rest_ms, row.tokens_s, row.read_gb_s)
-        cells = (row.phase, row.context, row.tokens, f"{row.layer_ms:.3f}", f"{row.cpu_ms:.3f}")
-        cells = (*cells, gpu_ms, *(f"{value:.1f}" for value in rates))
-        click.echo(_line((*cells, f"{row.share:.0%}")))
+        rates = (row.gpu_experts, row.rest_ms, row.tokens_s, row.read_gb_s)
+        cells = (row.phase, row.context, row.tokens, *(f"{part:.3f}" for part in parts), gpu_ms)
+        cells = (*cells, *(f"{value:.1f}" for value in rates), f"{row.share:.0%}")
+        click.echo(_line(cells, STEP_WIDTHS))
 
 
-def _line(cells: tuple[object, ...]) -> str:
-    widths = (8, 12, 6, 7, 9, 8, 7, 7, 8, 6)[: len(cells)]
+def _line(cells: tuple[object, ...], widths: tuple[int, ...] = WIDTHS) -> str:
     return " ".join(f"{cell!s:>{width}}" for cell, width in zip(cells, widths, strict=True))

@@ -1,5 +1,5 @@
 """The token embedding: stays mapped where it lies on disk; only the rows of this step's tokens are
-dequantised.
+dequantised, on the device where they are wanted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,8 +19,8 @@ class Embedding:
 
     def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:
         """token_ids: [T] int64, CPU. Returns [T, hidden] float32 on `device`."""
-        return self.rows(token_ids).to(self.device)
+        return self._weight.rows(token_ids, self.device)
 
     def rows(self, token_ids: Sequence[int] | torch.Tensor) -> torch.Tensor:
-        """The same on the CPU, where they are decoded."""
+        """The same on the CPU."""
         return self._weight.rows(token_ids)

@@ -5,7 +5,7 @@ run beside anything. One per GPU, shared by all layers. Knows bytes; not what th
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,29 +19,40 @@ _REGISTER_READ_ONLY = 8  # cudaHostRegisterReadOnly
 
 @dataclass(slots=True)
 class Place:
-    """Room for one expert in VRAM. arrived: its bytes are there; free: they were used."""
+    """Room for a group of experts in VRAM. arrived: its bytes are there; used: they were used, by
+    all that the GPU had been told when the place was given back.
+    """
 
     data: torch.Tensor
     arrived: torch.cuda.Event
-    free: torch.cuda.Event
+    used: torch.cuda.Event
+    is_given_back: bool = True
 
 
 class ExpertStream:
-    """`send` experts, in any order; `take` each before its bytes are used and `give_back` after."""
+    """`send` groups of experts; `take` each before its bytes are used and `give_back` after."""
 
-    def __init__(self, device: torch.device, expert_bytes: int, ring_bytes: int) -> None:
-        """Takes ring_bytes of VRAM, and room for two experts at least."""
+    def __init__(self, device: torch.device, ring_bytes: int) -> None:
+        """Takes ring_bytes of VRAM, and room for two groups at least."""
         self.device = device
+        self._ring_bytes = ring_bytes
         self._copies = torch.cuda.Stream(device)
-        self._ring = [
+        self._ring: list[Place] = []
+        self._next = 0
+
+    def fit(self, place_bytes: int) -> None:
+        """Has every place hold so many bytes at least; while nothing is on its way."""
+        if self._ring and len(self._ring[0].data) >= place_bytes:
+            return
+        self._ring.clear()
+        self._ring += [
             Place(
-                torch.empty(expert_bytes, dtype=torch.uint8, device=device),
+                torch.empty(place_bytes, dtype=torch.uint8, device=self.device),
                 torch.cuda.Event(),
                 torch.cuda.Event(blocking=True),
             )
-            for _ in range(max(2, ring_bytes // expert_bytes))
+            for _ in range(max(2, self._ring_bytes // place_bytes))
         ]
-        self._next = 0
 
     @property
     def num_places(self) -> int:
@@ -49,20 +60,21 @@ class ExpertStream:
 
     def has_room(self) -> bool:
         """True where `send` would not wait."""
-        return self._ring[self._next].free.query()
+        place = self._ring[self._next]
+        return place.is_given_back and place.used.query()
 
-    def send(self, parts: Sequence[torch.Tensor]) -> Place:
-        """Starts copying an expert's parts, one behind the other; waits for a place where the ring
-        is full, which it must not be with experts that nobody will give back.
+    def send(self, pieces: Iterable[tuple[int, torch.Tensor]]) -> Place:
+        """Starts copying pieces, each to its offset in a place; waits where the GPU still uses it.
+        No more groups may be on their way than there are places.
         """
         place = self._ring[self._next]
+        assert place.is_given_back, "the ring is full"
         self._next = (self._next + 1) % len(self._ring)
-        place.free.synchronize()
+        place.used.synchronize()
+        place.is_given_back = False
         with torch.cuda.stream(self._copies):
-            first = 0
-            for part in parts:
-                place.data[first : first + part.numel()].copy_(part, non_blocking=True)
-                first += part.numel()
+            for first, piece in pieces:
+                place.data[first : first + piece.numel()].copy_(piece, non_blocking=True)
             place.arrived.record()
         return place
 
@@ -73,7 +85,8 @@ class ExpertStream:
 
     def give_back(self, place: Place) -> None:
         """What the current stream was given so far is the last use of the place."""
-        place.free.record(torch.cuda.current_stream(self.device))
+        place.used.record(torch.cuda.current_stream(self.device))
+        place.is_given_back = True
 
 
 def register(data: np.ndarray) -> np.ndarray | None:

@@ -16,13 +16,16 @@ from hybrid_k2.quant.stored import StoredTensor
 
 @dataclass(frozen=True, slots=True)
 class ExpertsSlot:
-    """One submitted layer: its inputs in host memory, and the event after which they are there."""
+    """One submitted layer: its inputs in host memory, and after which events they are there: the
+    experts and weights first, then x; None where nothing had to be copied.
+    """
 
     x: torch.Tensor
     expert_ids: torch.Tensor
     weights: torch.Tensor
     result_device: torch.device
-    copied: "torch.cuda.Event | None"
+    routed: "torch.cuda.Event | None" = None
+    copied: "torch.cuda.Event | None" = None
 
 
 class ExpertsCpu:
@@ -43,14 +46,13 @@ class ExpertsCpu:
         x: [T, hidden] float32.  expert_ids: [T, K] int32, -1 skips.  weights: [T, K] float32.
         """
         if x.device.type == "cpu" and expert_ids.device.type == "cpu":
-            return ExpertsSlot(x, expert_ids, weights, x.device, None)
-        inputs = [
-            torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True)
-            for t in (x, expert_ids, weights)
-        ]
-        copied = torch.cuda.Event()
+            return ExpertsSlot(x, expert_ids, weights, x.device)
+        routed, copied = torch.cuda.Event(), torch.cuda.Event()
+        host_ids, host_weights = _pinned_copy(expert_ids), _pinned_copy(weights)
+        routed.record()
+        host_x = _pinned_copy(x)
         copied.record()
-        return ExpertsSlot(*inputs, x.device, copied)
+        return ExpertsSlot(host_x, host_ids, host_weights, x.device, routed, copied)
 
     def sync(self, slot: ExpertsSlot) -> torch.Tensor:
         """Computes the slot; returns [T, hidden] float32 on the device that x came from."""
@@ -58,3 +60,8 @@ class ExpertsCpu:
             slot.copied.synchronize()
         y = self.kernels.moe(*self.matrices, slot.x, slot.expert_ids, slot.weights)
         return y.to(slot.result_device)
+
+
+def _pinned_copy(tensor: torch.Tensor) -> torch.Tensor:
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return copy.copy_(tensor, non_blocking=True)

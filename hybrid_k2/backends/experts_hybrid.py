@@ -2,19 +2,21 @@
 to the GPU while it computes those that came before.
 
 A few tokens run on the CPU alone, as in experts_cpu; where the crossover lies follows from measured
-rates (prefill_split.py). Owns the order of work of one layer.
+costs (prefill_split.py). The bus does not rest between layers: while the CPU ends one and attention
+of the next runs, experts of the next are sent ahead. Owns the order of work of one layer.
 """
 
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from hybrid_k2.backends.context import BackendContext
+from hybrid_k2.backends.expert_groups import GROUP, ExpertGroups
 from hybrid_k2.backends.expert_stream import ExpertStream, Place, register
 from hybrid_k2.backends.experts_cpu import ExpertsCpu, ExpertsSlot
 from hybrid_k2.backends.experts_resident import ResidentExperts
@@ -25,29 +27,78 @@ from hybrid_k2.quant.stored import StoredTensor
 
 _FEWEST_TOKENS = 32  # below it not even the question pays
 _COPY_BYTES_S = 40e9  # activations to the CPU and back
+_TIMES = 64  # of prompts' steps are kept for whoever measures
+_AHEAD_FROM = 0.8  # of the experts have tokens: then whatever is sent ahead is of use
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A group of experts on its way to the GPU, or there."""
+
+    experts: list[int]
+    place: Place
 
 
 @dataclass(slots=True)
 class HybridShared:
     """What the layers of one engine have in common.
 
-    at_hand: experts that were sent before their layer began, and that layer.
+    ahead: groups that were sent before their layer began, and that layer.
     """
 
     stream: ExpertStream
     split: PrefillSplit
     cpu_thread: ThreadPoolExecutor
     layers: list["ExpertsHybrid"] = field(default_factory=list)
-    at_hand: tuple["ExpertsHybrid | None", dict[int, Place]] = (None, {})
+    ahead: tuple["ExpertsHybrid | None", list[Sent]] = (None, [])
 
 
 @dataclass(frozen=True, slots=True)
 class HybridSlot:
-    """A submitted prompt: its inputs on the GPU."""
+    """A submitted prompt: its inputs on the GPU, and on their way to host memory."""
 
     x: torch.Tensor
     expert_ids: torch.Tensor
     weights: torch.Tensor
+    on_host: ExpertsSlot
+
+
+@dataclass(frozen=True, slots=True)
+class GpuWork:
+    """What the GPU does of a layer, in this order: experts that stay there, groups that were sent
+    ahead (of which `late` experts are not there yet), groups to send.
+    """
+
+    resident: list[int]
+    ahead: list[Sent]
+    to_send: list[list[int]]
+    late: list[int]
+
+    @property
+    def batches(self) -> list[list[int]]:
+        """All experts, as they are computed together."""
+        return [*([e] for e in self.resident), *(g.experts for g in self.ahead), *self.to_send]
+
+    @property
+    def experts(self) -> list[int]:
+        return [expert for batch in self.batches for expert in batch]
+
+
+@dataclass(frozen=True, slots=True)
+class SplitTimes:
+    """When a prompt got where in one layer, by time.perf_counter, and who had how many experts.
+
+    routed: the host knows the experts.  copied: and has the activations.  cpu_ended, gpu_ended:
+    each side's experts.  num_ahead: of num_on_gpu, sent before the layer began.
+    """
+
+    routed: float
+    copied: float
+    cpu_ended: float
+    gpu_ended: float
+    num_on_cpu: int
+    num_on_gpu: int
+    num_ahead: int
 
 
 class ExpertsHybrid(ExpertsCpu):
@@ -56,7 +107,7 @@ class ExpertsHybrid(ExpertsCpu):
         tensors: Mapping[str, StoredTensor],
         context: BackendContext,
         device: str = "cuda:0",
-        stream_mb: int = 640,
+        stream_mb: int = 1000,
         gpu_experts: int = 0,
     ) -> None:
         """stream_mb: VRAM for experts on their way, in 10^6 bytes, for all layers together.
@@ -64,71 +115,72 @@ class ExpertsHybrid(ExpertsCpu):
         """
         super().__init__(tensors, context)
         self.gpu = torch.device(device)
-        self._tensors = [tensors[name] for name in ("gate_proj", "up_proj", "down_proj")]
-        self._num_experts, width, hidden = self._tensors[0].shape
-        self._bytes = [t.as_torch().view(self._num_experts, -1) for t in self._tensors]
-        expert_bytes = sum(part.shape[1] for part in self._bytes)
+        matrices = [tensors[name] for name in ("gate_proj", "up_proj", "down_proj")]
+        self._num_experts, width, hidden = matrices[0].shape
+        self._groups = ExpertGroups(matrices)
+        expert_bytes = sum(tensor.num_bytes for tensor in matrices) // self._num_experts
         self._can_stream = np.zeros(self._num_experts, bool)
-        if all(stays_stored(tensor.quant.name) for tensor in self._tensors):
-            self._can_stream = _registered_experts(self._tensors)
+        if all(stays_stored(tensor.quant.name) for tensor in matrices):
+            self._can_stream = _registered_experts(matrices)
         key = f"experts_hybrid {device}"
         if key not in context.shared:
             context.shared[key] = HybridShared(
-                ExpertStream(self.gpu, expert_bytes, stream_mb * 10**6),
+                ExpertStream(self.gpu, stream_mb * 10**6),
                 PrefillSplit(expert_bytes, 3 * width * hidden),
                 ThreadPoolExecutor(1, "experts-cpu"),
             )
         self._shared: HybridShared = context.shared[key]
+        self._shared.stream.fit(self._groups.place_bytes)
         self._layer = len(self._shared.layers)
         self._shared.layers.append(self)
         self._hottest = np.flatnonzero(self._can_stream)  # first those with most tokens last time
+        self.times: deque[SplitTimes] = deque(maxlen=_TIMES)
         self.resident: ResidentExperts | None = None
         if gpu_experts and self._can_stream.any():
-            if self._tensors[0].quant is not self._tensors[1].quant:
+            if matrices[0].quant is not matrices[1].quant:
                 raise PlanError("gpu_experts: gate and up are of different types; leave it out")
-            self.resident = ResidentExperts(self._tensors, gpu_experts, self.gpu)
+            self.resident = ResidentExperts(matrices, gpu_experts, self.gpu)
             for expert in self._hottest[:gpu_experts].tolist():  # until a prompt was counted
-                self.resident.adopt(expert, [part[expert] for part in self._bytes])
+                self.resident.adopt(expert, self._groups.stored(expert))
 
     def submit(
         self, x: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
     ) -> ExpertsSlot | HybridSlot:
+        on_host = super().submit(x, expert_ids, weights)
         if x.shape[0] < _FEWEST_TOKENS or x.device != self.gpu or not self._can_stream.any():
-            return super().submit(x, expert_ids, weights)
-        return HybridSlot(x, expert_ids, weights)
+            return on_host
+        return HybridSlot(x, expert_ids, weights, on_host)
 
     def sync(self, slot: ExpertsSlot | HybridSlot) -> torch.Tensor:
         """Computes the slot; returns [T, hidden] float32 on the device that x came from."""
         if isinstance(slot, ExpertsSlot):
             return super().sync(slot)
-        expert_ids = slot.expert_ids.cpu()
-        counts = np.bincount(expert_ids.flatten().numpy() + 1, minlength=self._num_experts + 1)[1:]
+        slot.on_host.routed.synchronize()
+        routed = time.perf_counter()
+        ids = slot.on_host.expert_ids.numpy()
+        counts = np.bincount(ids.ravel() + 1, minlength=self._num_experts + 1)[1:]
         if self.resident is not None:
             self.resident.record(counts)
-        at_hand = self._take_at_hand()
-        there = {*at_hand, *(self.resident or ())}
-        chosen = self._shared.split.choose(
-            counts,
-            can_stream=self._can_stream,
-            cpu_extra_s=2 * slot.x.nbytes / _COPY_BYTES_S,
-            at_hand=tuple(there),
-        )
-        if not chosen:
-            return super().sync(super().submit(slot.x, expert_ids, slot.weights))
-        x = _pinned_copy(slot.x)
-        copied = torch.cuda.Event(blocking=True)
-        copied.record()
-        is_sent = np.zeros(self._num_experts, bool)
-        is_sent[chosen] = True
-        left = torch.where(torch.from_numpy(is_sent)[expert_ids.long()], -1, expert_ids)
-        cpu = self._shared.cpu_thread.submit(self._on_cpu, x, copied, left, slot.weights.cpu())
+        work = self._share_out(counts, slot.x.nbytes)
+        on_cpu = counts.copy()
+        on_cpu[work.experts] = 0
+        ids = np.where(on_cpu[ids] > 0, ids, -1)  # -1 stays what it is, whoever has the last expert
+        cpu = self._shared.cpu_thread.submit(self._on_cpu, slot.on_host, ids)
         try:
-            y = self._on_gpu(slot, chosen, counts, at_hand)
-            if len(chosen) > self._shared.stream.num_places:
-                self._send_ahead(counts)
+            y = self._on_gpu(slot, work, counts)
         finally:
             cpu.exception()  # its memory is in use until it ends
-        return self._joined(y, cpu, counts, is_sent)
+        gpu_ended, (cpu_y, copied, cpu_ended) = time.perf_counter(), cpu.result()
+        self._shared.split.cpu.learn(on_cpu, cpu_ended - copied)
+        times = SplitTimes(
+            *(routed, copied, cpu_ended, gpu_ended),
+            num_on_cpu=int(np.count_nonzero(on_cpu)),
+            num_on_gpu=len(work.experts),
+            num_ahead=sum(len(group.experts) for group in work.ahead),
+        )
+        self.times.append(times)
+        cpu_y = cpu_y.to(self.gpu, non_blocking=True)
+        return cpu_y if y is None else y.add_(cpu_y)
 
     def hits(
         self, x: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
@@ -141,93 +193,117 @@ class ExpertsHybrid(ExpertsCpu):
 
         return grouped_experts(x, expert_ids, weights, self.resident.table)
 
-    def _on_cpu(
-        self, x: torch.Tensor, copied: torch.cuda.Event, ids: torch.Tensor, weights: torch.Tensor
-    ) -> tuple[torch.Tensor, float]:
-        """[T, hidden] in pinned memory, and the seconds that it took."""
-        copied.synchronize()
-        y = torch.empty(x.shape, pin_memory=True)
-        started = time.perf_counter()
-        self.kernels.moe(*self.matrices, x, ids, weights, out=y)
-        return y, time.perf_counter() - started
+    def _share_out(self, counts: np.ndarray, x_bytes: int) -> GpuWork:
+        """What the GPU does, so that both sides end together; the rest is the CPU's."""
+        layer, ahead = self._shared.ahead
+        self._shared.ahead = (None, [])
+        if layer is not self:  # a step was broken off
+            for group in ahead:
+                self._shared.stream.give_back(group.place)
+            ahead = []
+        at_hand = [e for group in ahead for e in group.experts]
+        late = [e for group in ahead if not group.place.arrived.query() for e in group.experts]
+        resident = list(self.resident or ())
+        split = self._shared.split
+        chosen = split.choose(
+            counts,
+            can_stream=self._can_stream,
+            cpu_extra_s=2 * x_bytes / _COPY_BYTES_S,
+            at_hand=(*resident, *at_hand),
+            gpu_busy_s=len(late) * split.gpu.least_s,
+        )
+        there = {*resident, *at_hand}
+        new = [expert for expert in chosen if expert not in there]
+        to_send = [new[i : i + GROUP] for i in range(0, len(new), GROUP)]
+        return GpuWork([e for e in resident if counts[e]], ahead, to_send, late)
 
-    def _take_at_hand(self) -> dict[int, Place]:
-        """Experts of this layer that were sent ahead; those of another are given up."""
-        layer, places = self._shared.at_hand
-        self._shared.at_hand = (None, {})
-        return places if layer is self else {}
+    def _on_cpu(self, on_host: ExpertsSlot, ids: np.ndarray) -> tuple[torch.Tensor, float, float]:
+        """[T, hidden] in pinned memory; when its inputs were there, and when it was."""
+        on_host.copied.synchronize()
+        copied = time.perf_counter()
+        y = torch.empty(on_host.x.shape, pin_memory=True)
+        self.kernels.moe(*self.matrices, on_host.x, torch.from_numpy(ids), on_host.weights, out=y)
+        return y, copied, time.perf_counter()
 
-    def _send_ahead(self, counts: np.ndarray) -> None:
-        """Fills the ring with experts of the next layer, so that the bus works during attention."""
-        order = np.argsort(-counts, kind="stable")
-        self._hottest = order[self._can_stream[order]]
-        if self._layer + 1 == len(self._shared.layers):
-            return
-        following, stream = self._shared.layers[self._layer + 1], self._shared.stream
-        experts = following._hottest[: stream.num_places].tolist()
-        places = {e: stream.send([part[e] for part in following._bytes]) for e in experts}
-        self._shared.at_hand = (following, places)
-
-    def _on_gpu(
-        self, slot: HybridSlot, chosen: list[int], counts: np.ndarray, at_hand: dict[int, Place]
-    ) -> torch.Tensor:
-        """Sends the chosen experts and computes each once it is there."""
-        stream, top_k = self._shared.stream, slot.expert_ids.shape[1]
-        order = slot.expert_ids.flatten().argsort(stable=True)
-        ends = counts.cumsum() + (slot.expert_ids.numel() - counts.sum())  # -1 sorts first
-        tokens = order // top_k
-        weights = slot.weights.flatten()[order, None]
+    def _on_gpu(self, slot: HybridSlot, work: GpuWork, counts: np.ndarray) -> torch.Tensor | None:
+        """Sends what is to be sent and computes each group once it is there; then sends experts of
+        the next layer, and waits for this one's.
+        """
+        if not work.experts:
+            return None
+        stream, groups = self._shared.stream, self._groups
+        tokens, weights = self._hits_in_order(slot, work.experts)
         x = slot.x.to(torch.bfloat16)
         y = torch.zeros_like(slot.x)
+        to_send, on_way = deque(work.to_send), deque(work.ahead)
         began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         began.record()
-        num_sent = 0
-        for expert in chosen:
-            rows = slice(int(ends[expert] - counts[expert]), int(ends[expert]))
-            if self.resident is not None and expert in self.resident:
-                out = self._expert(self.resident.parts(expert), x[tokens[rows]])
-            else:
-                place = at_hand.pop(expert, None)
-                if place is None:
-                    place = stream.send([part[expert] for part in self._bytes])
-                    num_sent += 1
-                parts = stream.take(place).split([part.shape[1] for part in self._bytes])
-                out = self._expert(parts, x[tokens[rows]])
-                if self.resident is not None and self.resident.wants(expert):
-                    self.resident.adopt(expert, parts)
-                stream.give_back(place)
-            y.index_add_(0, tokens[rows], out * weights[rows])
+        first = 0
+        try:
+            for i, experts in enumerate(work.batches):
+                while to_send and stream.has_room():
+                    on_way.append(self._send(to_send.popleft()))
+                num_tokens = counts[experts].tolist()
+                rows = slice(first, first + sum(num_tokens))
+                first = rows.stop
+                if i < len(work.resident):
+                    blocks, place = groups.joined(self.resident.parts(experts[0])), None
+                else:
+                    if not on_way:
+                        on_way.append(self._send(to_send.popleft()))
+                    place = on_way[0].place
+                    blocks = groups.in_place(stream.take(place), len(experts))
+                out = groups(blocks, num_tokens, x[tokens[rows]])
+                y.index_add_(0, tokens[rows], out * weights[rows])
+                if place is not None:
+                    self._adopt(experts, place)
+                    stream.give_back(on_way.popleft().place)
+        finally:
+            for group in on_way:  # of a step that fails
+                stream.give_back(group.place)
         ended.record()
+        self._send_ahead(counts, num_groups=len(work.ahead) + len(work.to_send))
         ended.synchronize()
-        num_tokens = int(counts[chosen].sum())
-        self._shared.split.gpu.learn(num_sent, num_tokens, began.elapsed_time(ended) / 1e3)
+        sent = [*work.late, *(expert for group in work.to_send for expert in group)]
+        self._shared.split.gpu.learn(counts[sent], began.elapsed_time(ended) / 1e3)
         return y
 
-    def _joined(
-        self,
-        y: torch.Tensor,
-        cpu: "Future[tuple[torch.Tensor, float]]",
-        counts: np.ndarray,
-        is_sent: np.ndarray,
-    ) -> torch.Tensor:
-        cpu_y, seconds = cpu.result()
-        self._shared.split.cpu.learn(
-            np.count_nonzero(counts[~is_sent]), int(counts[~is_sent].sum()), seconds
-        )
-        return y.add_(cpu_y.to(y.device, non_blocking=True))
+    def _hits_in_order(
+        self, slot: HybridSlot, experts: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tokens of each expert in turn, and their weights [hits, 1]; hits of others follow."""
+        rank = np.full(self._num_experts + 1, len(experts), np.int16)  # the last is -1's
+        rank[experts] = np.arange(len(experts))
+        ranks = torch.from_numpy(rank).to(self.gpu)[slot.expert_ids.flatten().long()]
+        order = ranks.argsort(stable=True)
+        return order // slot.expert_ids.shape[1], slot.weights.flatten()[order, None]
 
-    def _expert(self, parts: Sequence[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        """One expert's tokens through it, [t, hidden] bfloat16 there and back."""
-        from hybrid_k2.kernels.activation import silu_multiply
-        from hybrid_k2.kernels.dequantise import dequantise
-        from hybrid_k2.kernels.matrix import over_blocks
+    def _send(self, experts: list[int]) -> Sent:
+        return Sent(experts, self._shared.stream.send(self._groups.pieces(experts)))
 
-        gate, up, down = (
-            dequantise(over_blocks(blocks, tensor.quant, tensor.shape[1:]))
-            for blocks, tensor in zip(parts, self._tensors, strict=True)
-        )
-        gate_up = torch.cat([F.linear(x, gate), F.linear(x, up)], dim=-1)
-        return F.linear(silu_multiply(gate_up), down)
+    def _send_ahead(self, counts: np.ndarray, num_groups: int) -> None:
+        """Sends groups of the next layer, as many as this one used if the ring is as large, so that
+        the bus works until that layer knows which it wants.
+        """
+        order = np.argsort(-counts, kind="stable")
+        self._hottest = order[self._can_stream[order]]
+        is_last = self._layer + 1 == len(self._shared.layers)
+        if is_last or np.count_nonzero(counts) < _AHEAD_FROM * len(counts):
+            return
+        following = self._shared.layers[self._layer + 1]
+        resident = following.resident or ()
+        experts = [e for e in following._hottest.tolist() if e not in resident]
+        experts = experts[: min(num_groups, self._shared.stream.num_places) * GROUP]
+        groups = (experts[i : i + GROUP] for i in range(0, len(experts), GROUP))
+        self._shared.ahead = (following, [following._send(group) for group in groups])
+
+    def _adopt(self, experts: Sequence[int], place: Place) -> None:
+        """Keeps those of a place's experts that are used more than some that stay in VRAM."""
+        if self.resident is None:
+            return
+        for index, expert in enumerate(experts):
+            if self.resident.wants(expert):
+                self.resident.adopt(expert, self._groups.parts(place.data, index))
 
 
 def _registered_experts(tensors: list[StoredTensor]) -> np.ndarray:
@@ -242,7 +318,3 @@ def _registered_experts(tensors: list[StoredTensor]) -> np.ndarray:
         starts = np.arange(len(can_stream)) * expert_bytes
         can_stream &= (starts >= first) & (starts + expert_bytes <= first + part.nbytes)
     return can_stream
-
-
-def _pinned_copy(x: torch.Tensor) -> torch.Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)

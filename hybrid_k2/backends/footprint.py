@@ -29,6 +29,8 @@ _ATTENTION_SCRATCH_BYTES = 64 << 20
 # Decompressed keys and values of some heads: `_SCRATCH_BYTES` of backends/attention_gpu.py.
 _GPU_ATTENTION_SCRATCH_BYTES = 512 << 20
 
+_EXPERT_GROUP = 4  # decoded together: GROUP of backends/expert_groups.py
+
 # What a process costs before any weight: Python, torch and the kernels' buffers; a CUDA context
 # with cuBLAS workspaces and the allocator's slack. With these, K2's non-routed weights on an H200
 # took 17.3 GB of 17.4 planned (stored, 32K tokens) and 34.2 of 34.5 (bfloat16, 128K).
@@ -70,7 +72,7 @@ def footprint(
     device = kwargs.get("device", "cpu")
     stored_bytes = sum(tensor.num_bytes for tensor in tensors.values())
     num_weights = _num_weights(tensors)
-    if module_class == "Embedding":  # rows are decoded on the CPU and then moved
+    if module_class == "Embedding":  # a chunk of rows is less than what attention needs
         row_bytes = stored_bytes // max(1, tensors["weight"].shape[0])
         return Footprint(mapped=stored_bytes, reads={"cpu": row_bytes})
     if module_class == "Attention":
@@ -103,7 +105,7 @@ def footprint(
             num_layers = config.num_hidden_layers - config.first_k_dense_replace
             resident = kwargs["gpu_experts"] * stored_bytes // config.n_routed_experts
             vram[device] = resident + kwargs["stream_mb"] * 10**6 // num_layers
-            scratches[device] = _one_expert_scratch(tensors, config, runtime)
+            scratches[device] = _expert_group_scratch(tensors, config, runtime)
         return Footprint(mapped, ram, vram, scratch=scratches, reads={"cpu": reads})
     if spec.name == "reference":
         return Footprint(stored_bytes, scratch={device: scratch}, reads={"cpu": reads})
@@ -142,13 +144,13 @@ def _gpu_bytes(tensors: Mapping[str, "StoredTensor"], *, is_stored: bool) -> int
     )
 
 
-def _one_expert_scratch(
+def _expert_group_scratch(
     tensors: Mapping[str, "StoredTensor"], config: "K2Config", runtime: "RuntimeConfig"
 ) -> int:
-    """An expert decoded, and activations of a chunk: x in bfloat16, y, and the CPU's y; the tokens
-    of one expert are few beside those.
+    """A group of experts decoded, and activations of a chunk: x in bfloat16, y, and the CPU's y;
+    the tokens of one group are few beside those.
     """
-    decoded = _BFLOAT16 * _num_weights(tensors) // config.n_routed_experts
+    decoded = _EXPERT_GROUP * _BFLOAT16 * _num_weights(tensors) // config.n_routed_experts
     chunk = _chunk_tokens(config, runtime) * config.hidden_size
     return decoded + chunk * (_BFLOAT16 + 2 * _FLOAT32)
 

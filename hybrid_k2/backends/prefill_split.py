@@ -2,60 +2,62 @@
 
 Both sides work at once: the CPU reads experts from RAM and computes, the GPU is sent whole experts
 over the bus. Experts with many tokens cost the CPU most and the bus no more than others, so they go
-first; how many is chosen so that both sides end together, by rates that are measured as the layers
-pass. Owns those rates. Knows no tensors: token counts in, expert ids out.
+first; how many is chosen so that both sides end together, by costs that are measured as the layers
+pass. Owns those costs. Knows no tensors: token counts in, expert ids out.
 """
-
-from collections import deque
-from dataclasses import dataclass, field
 
 import numpy as np
 
-_HISTORY = 64  # layers that a rate is fitted to
-_PRIOR_WEIGHT = 1e-3  # of the first guess, in layers
 _BUS_BYTES_S, _RAM_BYTES_S = 40e9, 80e9  # first guesses, until a layer was measured
 _CPU_PRODUCTS_S = 4e12
 _WORTHWHILE = 0.95  # of the CPU's time alone: the prediction is no better than that
+_LARGEST_STEP = 1.5  # by which one measurement moves a cost: the first ones compile kernels
+_MOST_STEPS = 20  # a million tokens of one expert
 
 
-@dataclass(slots=True)
-class LinearCost:
-    """Seconds that a number of experts with some tokens in all take: fitted to what was measured.
+class ExpertCosts:
+    """Seconds that an expert takes by the number of its tokens, in steps of a factor of two.
 
-    expert_s, token_s: the first guesses, for each expert and for each token of an expert.
+    A measurement tells what many experts took together. Each step's cost moves towards it by the
+    step's share of what was expected, so prompts of one length teach nothing false about others.
     """
 
-    expert_s: float
-    token_s: float
-    _seen: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=_HISTORY))
-    _fit: np.ndarray = field(default_factory=lambda: np.ones(2))
-
-    def __call__(self, num_experts: np.ndarray, num_tokens: np.ndarray) -> np.ndarray:
-        """Predicted seconds."""
-        expert_s, token_s = self._fit * (self.expert_s, self.token_s)
-        return num_experts * expert_s + num_tokens * token_s
-
-    def learn(self, num_experts: int, num_tokens: int, seconds: float) -> None:
-        """Takes a measurement into account: least squares of relative errors, pulled towards the
-        first guess where measurements are alike and cannot tell the two rates apart.
+    def __init__(self, expert_s: float, token_s: float = 0.0) -> None:
+        """The first guess: the longer of reading an expert and computing its tokens. Without
+        token_s the number of tokens does not matter, and there is one step for all.
         """
-        if num_experts == 0 or seconds <= 0:
+        middle = 1.5 * 2.0 ** np.arange(_MOST_STEPS)  # [1, 2) -> 1.5, [2, 4) -> 3
+        self._seconds = np.maximum(expert_s, token_s * middle) if token_s else np.full(1, expert_s)
+
+    def __call__(self, num_tokens: np.ndarray) -> np.ndarray:
+        """Expected seconds of each expert; one without tokens costs none."""
+        return np.where(num_tokens > 0, self._seconds[self._step(num_tokens)], 0.0)
+
+    @property
+    def least_s(self) -> float:
+        """Of an expert with few tokens."""
+        return float(self._seconds[0])
+
+    def learn(self, num_tokens: np.ndarray, seconds: float) -> None:
+        """Takes into account that experts with so many tokens took `seconds` together."""
+        expected = self(num_tokens)
+        total = expected.sum()
+        if total <= 0 or seconds <= 0:
             return
-        shares = (num_experts * self.expert_s / seconds, num_tokens * self.token_s / seconds)
-        self._seen.append(shares)
-        rows = np.array(self._seen)
-        ridge = _PRIOR_WEIGHT * np.eye(2)
-        solution = np.linalg.solve(rows.T @ rows + ridge, rows.sum(0) + ridge.sum(0))
-        self._fit = np.clip(solution, 0.02, 50.0)
+        shares = np.bincount(self._step(num_tokens), expected / total, len(self._seconds))
+        self._seconds *= np.clip(seconds / total, 1 / _LARGEST_STEP, _LARGEST_STEP) ** shares
+
+    def _step(self, num_tokens: np.ndarray) -> np.ndarray:
+        """floor(log2), 0 for none."""
+        return np.clip(np.frexp(num_tokens)[1] - 1, 0, len(self._seconds) - 1)
 
 
 class PrefillSplit:
     """Chooses for the layers of one model, whose experts are of one size."""
 
     def __init__(self, expert_bytes: int, expert_weights: int) -> None:
-        token_s = 2 * expert_weights / _CPU_PRODUCTS_S
-        self.cpu = LinearCost(expert_bytes / _RAM_BYTES_S, token_s)
-        self.gpu = LinearCost(expert_bytes / _BUS_BYTES_S, token_s / 100)
+        self.cpu = ExpertCosts(expert_bytes / _RAM_BYTES_S, 2 * expert_weights / _CPU_PRODUCTS_S)
+        self.gpu = ExpertCosts(expert_bytes / _BUS_BYTES_S)
 
     def choose(
         self,
@@ -64,25 +66,27 @@ class PrefillSplit:
         can_stream: np.ndarray,
         cpu_extra_s: float = 0.0,
         at_hand: tuple[int, ...] = (),
+        gpu_busy_s: float = 0.0,
     ) -> list[int]:
         """Experts for the GPU, in the order in which they should be sent.
 
         num_tokens: [E] int, tokens of each expert.  can_stream: [E] bool.  cpu_extra_s: what the
         CPU's side costs besides its experts: tokens there and back.  at_hand: experts that the GPU
-        was sent already, which it takes whatever else is chosen.
+        was sent already, which it takes whatever else is chosen.  gpu_busy_s: until those are
+        there.
         """
         first = np.array([e for e in at_hand if num_tokens[e]], dtype=np.int64)
         rest = can_stream & (num_tokens > 0)
         rest[first] = False
         order = np.argsort(-num_tokens, kind="stable")
-        order = np.concatenate([first, order[rest[order]]])
-        sent = np.arange(len(order) + 1) - len(first)
-        gpu_tokens = np.concatenate([[0], num_tokens[order].cumsum()])
-        cpu_experts = np.count_nonzero(num_tokens) - np.arange(len(order) + 1)
-        cpu_tokens = num_tokens.sum() - gpu_tokens
-        cpu_s = self.cpu(cpu_experts, cpu_tokens) + cpu_extra_s * (cpu_tokens > 0)
-        both_s = np.maximum(cpu_s, self.gpu(np.maximum(sent, 0), gpu_tokens))
-        count = len(first) + int(both_s[len(first) :].argmin())
-        if both_s[count] > _WORTHWHILE * both_s[len(first)]:
-            count = len(first)
-        return order[:count].tolist()
+        order = order[rest[order]]
+        cpu_s = self.cpu(num_tokens)
+        all_cpu_s = cpu_s.sum() - cpu_s[first].sum()
+        left_s = all_cpu_s - np.concatenate([[0], cpu_s[order].cumsum()])
+        left_s += cpu_extra_s * (num_tokens.sum() - num_tokens[first].sum() > 0)
+        sent_s = gpu_busy_s + np.concatenate([[0], self.gpu(num_tokens[order]).cumsum()])
+        both_s = np.maximum(left_s, sent_s)
+        count = int(both_s.argmin())
+        if both_s[count] > _WORTHWHILE * both_s[0]:
+            count = 0
+        return [*first.tolist(), *order[:count].tolist()]

@@ -234,7 +234,7 @@ BACKENDS: dict[str, BackendSpec] = {
                 "load": _RAM_LOAD,
                 "device": _GPU_DEVICE,
                 "stream_mb": KwargSpec(
-                    int, 640, help="MB of VRAM for experts on their way, all layers together"
+                    int, 1000, help="MB of VRAM for experts on their way, all layers together"
                 ),
                 "gpu_experts": KwargSpec(
                     int, 0, help="experts of each layer that stay in VRAM, the most used ones"

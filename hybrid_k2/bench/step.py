@@ -7,8 +7,8 @@ extrapolated rates. Memory and PCIe bandwidth are measured in the same call. Kno
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -31,14 +31,16 @@ _MIN_RUNS = 5
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One row; times are milliseconds. Of a layer of experts: `layer_ms` in all, `cpu_ms` of it in
-    the CPU's experts, `gpu_ms` what the GPU takes alone where the step is captured, None elsewhere;
-    its shared expert runs beside the CPU.
+    """One row; times are milliseconds. A layer of experts takes `layer_ms` = wait_ms + copy_ms +
+    cpu_ms + after_ms: until the experts are known (attention, the router, the hand-off), until the
+    activations are on the CPU, the CPU's experts, and what the GPU's take longer than those.
 
     phase: "decode" (`tokens` sequences, one token each) or "prefill" (one prompt of `tokens`).
+    gpu_ms: of a captured decode step what the GPU takes alone, its shared expert beside the CPU; of
+    a prompt, from the time when the experts are known to the end of the GPU's; None elsewhere.
     rest_ms: what a step costs beside its layers of experts. tokens_s: extrapolated to 61 layers.
-    cpu_bytes: of weights that the CPU read in a layer. read_gb_s, copy_gb_s: this machine's memory
-    and, where there is a GPU, its bus.
+    cpu_bytes: of weights that the CPU read in a layer. gpu_experts: that the GPU computed in one.
+    read_gb_s, copy_gb_s: this machine's memory and, where there is a GPU, its bus.
     """
 
     phase: str
@@ -47,18 +49,17 @@ class StepResult:
     tokens: int
     runs: int
     layer_ms: float
+    wait_ms: float
+    copy_ms: float
     cpu_ms: float
+    after_ms: float
     gpu_ms: float | None
     rest_ms: float
     tokens_s: float
     cpu_bytes: float
+    gpu_experts: float
     read_gb_s: float
     copy_gb_s: float | None
-
-    @property
-    def other_ms(self) -> float:
-        """Of a layer, while the CPU's experts do not run: the GPU, the hand-off, copies."""
-        return self.layer_ms - self.cpu_ms
 
     @property
     def cpu_share(self) -> float:
@@ -71,47 +72,68 @@ class StepResult:
         return self.cpu_bytes / self.layer_ms / 1e6 / self.read_gb_s
 
 
+@dataclass(slots=True)
+class Run:
+    """One step of some layers of experts. Seconds: `total` of the step, the others summed over its
+    layers as in StepResult; `end` between the last layer and the step's end.  cpu_experts,
+    gpu_experts: distinct ones, summed likewise.
+    """
+
+    total: float = 0.0
+    wait: float = 0.0
+    copy: float = 0.0
+    cpu: float = 0.0
+    after: float = 0.0
+    end: float = 0.0
+    gpu: float = 0.0
+    cpu_experts: float = 0.0
+    gpu_experts: float = 0.0
+
+    def __sub__(self, other: "Run") -> "Run":
+        names = [field.name for field in fields(self)]
+        return Run(*(getattr(self, name) - getattr(other, name) for name in names))
+
+
 class TimedKernels(NativeKernels):
-    """Sums the seconds that routed experts take, and the distinct experts that they read."""
+    """Notes what each layer's routed experts took on the CPU, and how many distinct ones."""
 
     def __init__(self, runtime: RuntimeConfig) -> None:
         super().__init__(_cpu, runtime)
-        self.experts_s = 0.0
-        self.num_experts = 0
-
-    def reset(self) -> None:
-        self.experts_s, self.num_experts = 0.0, 0
+        self.layers: list[tuple[float, float, int]] = []  # began, ended by perf_counter; experts
 
     def moe(
         self, gate: Any, up: Any, down: Any, x: Any, expert_ids: Any, weights: Any, out: Any = None
     ) -> Any:
         if gate.shape[0] == 1:  # a dense layer
             return super().moe(gate, up, down, x, expert_ids, weights, out)
-        started = time.perf_counter()
+        began = time.perf_counter()
         y = super().moe(gate, up, down, x, expert_ids, weights, out)
-        self.experts_s += time.perf_counter() - started
-        self.num_experts += _distinct(expert_ids)
+        self.layers.append((began, time.perf_counter(), _distinct(expert_ids)))
         return y
 
     def handoff(self, layers: Any, *memory: torch.Tensor) -> Any:
-        return _TimedHandoff(super().handoff(layers, *memory), memory[3], len(layers), self)
+        return _TimedHandoff(super().handoff(layers, *memory), memory[3], self)
 
 
 class _TimedHandoff:
-    def __init__(self, inner: Any, ids: torch.Tensor, num_layers: int, kernels: TimedKernels):
-        self._inner, self._ids, self._num_layers, self._kernels = inner, ids, num_layers, kernels
+    def __init__(self, inner: Any, ids: torch.Tensor, kernels: TimedKernels) -> None:
+        self._inner, self._ids, self._kernels = inner, ids, kernels
         self.release = inner.release
 
     def serve(self, step: int, tokens: int, timeout_s: float) -> np.ndarray:
+        began = time.perf_counter()
         times = self._inner.serve(step, tokens, timeout_s)
-        self._kernels.experts_s += float(times[:, 1].sum())
         # The last layer's experts are still there, and stand for the others'.
-        self._kernels.num_experts += self._num_layers * _distinct(self._ids[:tokens])
+        num_experts = _distinct(self._ids[:tokens])
+        for waited_s, computed_s in times.tolist():
+            began += waited_s
+            self._kernels.layers.append((began, began + computed_s, num_experts))
+            began += computed_s
         return times
 
 
 def _distinct(expert_ids: torch.Tensor) -> int:
-    return int((expert_ids.unique() >= 0).sum())
+    return len(np.unique(expert_ids[expert_ids >= 0]))
 
 
 def measure_steps(
@@ -139,20 +161,22 @@ def measure_steps(
         hold_to(placement.device, vram_bytes)
     kernels = TimedKernels(runtime)
     modules = synthetic_modules(config, placement, runtime, kernels)
+    torch.set_num_threads(1)  # as the engine has it: torch's threads spin when they are done
     most_tokens = max([0, *(context + 1 for context in contexts)]) * max([1, *batches])
     num_pages = pages_of(max([most_tokens, _STATISTICS_TOKENS, *prompts])) + max([1, *batches])
     models = [KimiK2(c, modules, num_pages) for c in (shallow_config, config)]
     rng = np.random.default_rng(1)
 
     if (placement.experts_kwargs or {}).get("gpu_experts"):  # chosen by a prompt's routing
-        next(_prefill(models[1], min(_STATISTICS_TOKENS, runtime.prefill_chunk), 1 << 20, rng))()
+        next(_prefill(models[1], min(_STATISTICS_TOKENS, runtime.prefill_chunk), rng))()
 
     def row(
-        phase: str, context: int, tokens: int, runs: list[Any], gpu_s: float | None = None
+        phase: str, context: int, tokens: int, runs: list[Run], num: int, gpu_s: float | None
     ) -> StepResult:
-        (shallow_s, shallow_cpu_s, _, _), (deep_s, deep_cpu_s, num_experts, num_runs) = runs
-        layer_s = (deep_s - shallow_s) / (num_moe_layers - 1)
-        rest_s = shallow_s - layer_s
+        shallow, deep = runs
+        between = num_moe_layers - 1
+        layer, layer_s = deep - shallow, (deep.total - shallow.total) / between
+        rest_s = shallow.total - layer_s
         whole_s = rest_s + (EXTRAPOLATED_LAYERS - dense) * layer_s
         expert_bytes = experts_bytes(config, placement.expert_quant) / config.n_routed_experts
         return StepResult(
@@ -160,29 +184,41 @@ def measure_steps(
             layers=num_moe_layers,
             context=context,
             tokens=tokens,
-            runs=num_runs,
+            runs=num,
             layer_ms=1e3 * layer_s,
-            cpu_ms=1e3 * (deep_cpu_s - shallow_cpu_s) / (num_moe_layers - 1),
-            gpu_ms=None if gpu_s is None else 1e3 * gpu_s / (num_moe_layers - 1),
+            wait_ms=1e3 * (layer.wait + layer.end) / between,
+            copy_ms=1e3 * layer.copy / between,
+            cpu_ms=1e3 * layer.cpu / between,
+            after_ms=1e3 * layer.after / between,
+            gpu_ms=None if gpu_s is None else 1e3 * gpu_s / between,
             rest_ms=1e3 * rest_s,
             tokens_s=tokens / whole_s,
-            cpu_bytes=num_experts / num_moe_layers * expert_bytes,
+            cpu_bytes=deep.cpu_experts / num_moe_layers * expert_bytes,
+            gpu_experts=layer.gpu_experts / between,
             read_gb_s=kernels.read_bandwidth(bandwidth_bytes, repeats=3),
             copy_gb_s=copy_bandwidth(placement.device),
         )
 
+    def measured(steps: Callable[[KimiK2], Iterator[Step]]) -> tuple[list[Run], int]:
+        timed = [
+            _timed(steps(model), _experts(model, modules), kernels, seconds) for model in models
+        ]
+        return [run for run, _ in timed], timed[1][1]
+
     for context in contexts:
         for batch in batches:
-            runs = [
-                _timed(_decode(model, context, batch, rng), kernels, seconds) for model in models
-            ]
-            yield row("decode", context, batch, runs, _gpu_seconds(*models, batch))
+            runs, num = measured(lambda m, c=context, b=batch: _decode(m, c, b, rng))
+            yield row("decode", context, batch, runs, num, _gpu_seconds(*models, batch))
     for tokens in prompts:
-        runs = [
-            _timed(_prefill(model, tokens, runtime.prefill_chunk, rng), kernels, seconds)
-            for model in models
-        ]
-        yield row("prefill", 0, tokens, runs)
+        runs, num = measured(lambda m, t=tokens: _prefill(m, t, runtime.prefill_chunk, rng))
+        gpu_s = runs[1].gpu - runs[0].gpu
+        yield row("prefill", 0, tokens, runs, num, gpu_s if runs[1].gpu else None)
+
+
+def _experts(model: KimiK2, modules: Mapping[str, Any]) -> list[Any]:
+    config = model.config
+    moe_layers = range(config.first_k_dense_replace, config.num_hidden_layers)
+    return [modules[f"model.layers.{i}.mlp.experts"] for i in moe_layers]
 
 
 Step = Callable[[], None]
@@ -225,24 +261,48 @@ def _prefill(model: KimiK2, tokens: int, chunk: int, rng: np.random.Generator) -
 
 
 def _timed(
-    steps: Iterator[Step], kernels: TimedKernels, seconds: float
-) -> tuple[float, float, float, int]:
-    """Medians of a step's seconds, of those in the CPU's experts, and of the experts read."""
-    (step,) = [next(steps)]
-    step()  # sizes scratch memory, compiles, captures
-    times, cpu_times, experts, began = [], [], [], time.perf_counter()
-    while len(times) < _MIN_RUNS or time.perf_counter() - began < seconds:
-        kernels.reset()
-        started = time.perf_counter()
+    steps: Iterator[Step], experts: Sequence[Any], kernels: TimedKernels, seconds: float
+) -> tuple[Run, int]:
+    """The step of median length, so that its parts add up, and of how many it is."""
+    step = next(steps)
+    for _ in range(2):  # sizes scratch memory, compiles, captures; measures how to split a prompt
         step()
-        times.append(time.perf_counter() - started)
-        cpu_times.append(kernels.experts_s)
-        experts.append(kernels.num_experts)
-        if len(times) >= 2 and time.perf_counter() - began > 2 * seconds:
+    runs: list[Run] = []
+    began = time.perf_counter()
+    while len(runs) < _MIN_RUNS or time.perf_counter() - began < seconds:
+        runs.append(_run(step, experts, kernels))
+        if len(runs) >= 2 and time.perf_counter() - began > 2 * seconds:
             break
     next(steps, None)
-    medians = [statistics.median(values) for values in (times, cpu_times, experts)]
-    return medians[0], medians[1], medians[2], len(times)
+    runs.sort(key=lambda run: run.total)
+    return runs[(len(runs) - 1) // 2], len(runs)
+
+
+def _run(step: Step, experts: Sequence[Any], kernels: TimedKernels) -> Run:
+    kernels.layers.clear()
+    run, started = Run(), time.perf_counter()
+    step()
+    ended = time.perf_counter()
+    run.total, last = ended - started, started
+    splits = [t for module in experts for t in getattr(module, "times", ()) if t.routed > started]
+    if splits:
+        for times in sorted(splits, key=lambda times: times.routed):
+            run.wait += times.routed - last
+            run.copy += times.copied - times.routed
+            run.cpu += times.cpu_ended - times.copied
+            run.after += max(0.0, times.gpu_ended - times.cpu_ended)
+            run.gpu += times.gpu_ended - times.routed
+            run.cpu_experts += times.num_on_cpu
+            run.gpu_experts += times.num_on_gpu
+            last = max(times.cpu_ended, times.gpu_ended)
+    else:
+        for cpu_began, cpu_ended, num_experts in kernels.layers:
+            run.wait += cpu_began - last
+            run.cpu += cpu_ended - cpu_began
+            run.cpu_experts += num_experts
+            last = cpu_ended
+    run.end = ended - last
+    return run
 
 
 def _gpu_seconds(shallow: KimiK2, deep: KimiK2, batch: int) -> float | None:

@@ -17,7 +17,7 @@ import numpy as np
 from hybrid_k2.quant.format import QuantFormat
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, device
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,11 +69,14 @@ class StoredTensor:
         rows = _as_torch(self.data.reshape(*self.shape[:-1], self.row_bytes)[index])
         return self.quant.dequantise(rows)
 
-    def rows(self, ids: Sequence[int] | np.ndarray) -> Tensor:
-        """float32 CPU tensor [len(ids), columns]: rows of a matrix; only their bytes are read."""
+    def rows(self, ids: Sequence[int] | np.ndarray, device: device | str = "cpu") -> Tensor:
+        """float32 [len(ids), columns] on `device`: rows of a matrix, decoded there; only their
+        bytes are read.
+        """
         rows, columns = self.shape
         picked = self.data.reshape(rows, self.row_bytes)[np.asarray(ids, np.int64)]
-        return self.quant.dequantise(_as_torch(picked)).reshape(len(picked), columns)
+        decoded = self.quant.dequantise(_as_torch(picked).to(device))
+        return decoded.reshape(len(picked), columns)
 
     def reshaped(self, *shape: int) -> StoredTensor:
         """The same bytes seen with other leading dimensions; the last dimension must stay."""

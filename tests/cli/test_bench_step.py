@@ -28,4 +28,21 @@ def test_a_wrong_option_is_refused_with_what_is_known(arguments, says):
 
 def test_help_names_every_column():
     text = CliRunner().invoke(cli, ["bench", "step", "--help"]).output
-    assert "EXTRAPOLATED to all 61" in text and "--gpu-experts" in text
+    assert "EXTRAPOLATED to all 61" in " ".join(text.split()) and "--gpu-experts" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "context"), [((), 2048), (("--context", "9"), 9), (("--tokens", "8192"), 8192)]
+)
+def test_there_is_room_for_the_longest_context_or_prompt(monkeypatch, arguments, context):
+    asked = []
+
+    def measure_steps(placement, runtime, **_):
+        asked.append(runtime.context)
+        return []
+
+    monkeypatch.setattr("hybrid_k2.bench.step.measure_steps", measure_steps)
+    monkeypatch.setattr("hybrid_k2.bench.synthetic_model.experts_bytes", lambda *_: 1)
+    result = CliRunner().invoke(cli, ["bench", "step", "--device", "cpu", *arguments])
+    assert result.exit_code == 0, result.output
+    assert asked == [context + 1]

@@ -16,7 +16,7 @@ pytest.importorskip("hybrid_k2._cpu", reason="the C++ extension is not built")
 from hybrid_k2.backends import registry
 from hybrid_k2.backends.context import BackendContext
 from hybrid_k2.backends.cpu_kernels import open_cpu_kernels
-from hybrid_k2.backends.prefill_split import LinearCost
+from hybrid_k2.backends.prefill_split import ExpertCosts
 from hybrid_k2.bench.synthetic_model import K2, Placement, synthetic_modules
 from hybrid_k2.config import RuntimeConfig
 from hybrid_k2.model.kimi_k2 import KimiK2
@@ -169,6 +169,6 @@ def test_a_prompts_experts_on_both_sides_are_those_of_the_cpu(kernels, quants):
     weights = torch.from_numpy(rng.uniform(0.1, 1, (200, 4)).astype(np.float32))
     expected = cpu.sync(cpu.submit(x, ids, weights))
     for cpu_s, gpu_s in [(1e-3, 1e-3), (1e-3, 1e-9), (1e-9, 1e-3)]:
-        shared.split.cpu, shared.split.gpu = LinearCost(cpu_s, 0), LinearCost(gpu_s, 0)
+        shared.split.cpu, shared.split.gpu = ExpertCosts(cpu_s), ExpertCosts(gpu_s)
         y = both.sync(both.submit(x.cuda(), ids.cuda(), weights.cuda()))
         assert y.device.type == "cuda" and difference(y.cpu(), expected) < 2**-6

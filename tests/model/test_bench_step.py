@@ -53,6 +53,8 @@ def test_a_row_for_every_context_batch_and_prompt():
     assert shapes == [*decode, ("prefill", 0, 100)]
     one_expert = experts_bytes(TINY, "Q4_K") / 32
     for row in rows:
+        parts = row.wait_ms + row.copy_ms + row.cpu_ms + row.after_ms
+        assert parts == pytest.approx(row.layer_ms) and row.gpu_ms is None
         assert row.runs >= 2 and row.copy_gb_s is None and row.read_gb_s > 0
         assert one_expert * min(4, row.tokens) <= row.cpu_bytes <= one_expert * 64
     assert rows[0].cpu_bytes == 4 * one_expert

@@ -1,0 +1,183 @@
+"""A prompt's experts on both sides, the GPU being a pretended one: its memory is the host's, its
+streams do everything at once, and torch stands in for its kernels. tests/gpu has the same on a real
+one.
+"""
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("hybrid_k2._cpu", reason="the C++ extension is not built")
+pytest.importorskip("triton", reason="the table of experts in VRAM needs it")
+
+from hybrid_k2.backends import experts_cpu, experts_hybrid, registry
+from hybrid_k2.backends.context import BackendContext
+from hybrid_k2.backends.cpu_kernels import open_cpu_kernels
+from hybrid_k2.backends.prefill_split import ExpertCosts
+from hybrid_k2.config import RuntimeConfig
+from hybrid_k2.quant import by_name
+from hybrid_k2.quant.random_blocks import random_blocks
+from hybrid_k2.quant.stored import StoredTensor
+
+EXPERTS, WIDTH, HIDDEN, TOKENS, TOP_K = 40, 64, 96, 48, 4
+TOLERANCE = 2**-6  # bfloat16 there, activations of 8 bits here
+RUNTIME = RuntimeConfig(num_threads=2)
+
+
+class Event:
+    def __init__(self, **_):
+        pass
+
+    def query(self):
+        return True
+
+    def elapsed_time(self, _):
+        return 1.0
+
+    def nothing(self, *_):
+        pass
+
+    record = synchronize = nothing
+
+
+class Stream:
+    def __init__(self, *_):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def wait_event(self, _):
+        pass
+
+
+def dequantise(matrix):
+    blocks, quant, shape = matrix
+    return quant.dequantise(blocks.view(-1, quant.num_bytes(shape[-1]))).view(shape).bfloat16()
+
+
+def silu_multiply(gate_up):
+    gate, up = gate_up.float().chunk(2, dim=1)
+    return (torch.nn.functional.silu(gate) * up).bfloat16()
+
+
+KERNELS = {
+    "dequantise": {"dequantise": dequantise},
+    "activation": {"silu_multiply": silu_multiply},
+}
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch):
+    for name, stand_in in [
+        ("Event", Event),
+        ("Stream", Stream),
+        ("stream", lambda stream: stream),
+        ("current_stream", Stream),
+    ]:
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    empty = torch.empty
+    monkeypatch.setattr(
+        torch, "empty", lambda *shape, pin_memory=False, **kwargs: empty(*shape, **kwargs)
+    )
+    over_blocks = lambda *matrix: matrix  # noqa: E731
+    monkeypatch.setattr("hybrid_k2.kernels.matrix.over_blocks", over_blocks)
+    monkeypatch.setattr(experts_hybrid, "_registered_experts", lambda _: np.ones(EXPERTS, bool))
+    for name, functions in KERNELS.items():
+        monkeypatch.setitem(sys.modules, f"hybrid_k2.kernels.{name}", SimpleNamespace(**functions))
+    submit = experts_cpu.ExpertsCpu.submit
+    events = {"routed": Event(), "copied": Event()}
+
+    def submit_elsewhere(self, x, expert_ids, weights):
+        slot = submit(self, x, expert_ids, weights)
+        return experts_cpu.ExpertsSlot(
+            slot.x, slot.expert_ids, slot.weights, slot.result_device, **events
+        )
+
+    monkeypatch.setattr(experts_cpu.ExpertsCpu, "submit", submit_elsewhere)
+
+
+def stored(rng, quant, shape):
+    form = by_name(quant)
+    blocks = random_blocks(rng, form, int(np.prod(shape)) // form.block_size, shape[-1] ** -0.5)
+    return StoredTensor("random", form, shape, np.ascontiguousarray(blocks).reshape(-1))
+
+
+def layer(rng, quants, context, **kwargs):
+    """The layer's experts on the CPU, and on both sides."""
+    shapes = [(EXPERTS, WIDTH, HIDDEN)] * 2 + [(EXPERTS, HIDDEN, WIDTH)]
+    names = ("gate_proj", "up_proj", "down_proj")
+    tensors = {n: stored(rng, q, s) for n, q, s in zip(names, quants, shapes, strict=True)}
+    on_cpu = registry.create("experts_cpu", "Experts", tensors, context)
+    return on_cpu, experts_hybrid.ExpertsHybrid(tensors, context, "cpu", **kwargs)
+
+
+def prompt(rng, num_tokens=TOKENS):
+    x = torch.from_numpy(rng.standard_normal((num_tokens, HIDDEN), np.float32))
+    ids = np.stack([rng.permutation(EXPERTS)[:TOP_K] for _ in range(num_tokens)])
+    ids[rng.random(ids.shape) < 0.1] = -1
+    weights = rng.uniform(0.1, 1, ids.shape).astype(np.float32)
+    return x, torch.from_numpy(ids.astype(np.int32)), torch.from_numpy(weights)
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+@pytest.mark.parametrize("gpu_experts", [0, 6])
+@pytest.mark.parametrize(
+    "quants", [("Q4_0", "Q4_0", "Q8_0"), ("Q4_0", "Q5_0", "Q4_0"), ("Q8_0", "Q8_0", "Q4_0")]
+)
+def test_both_sides_together_give_what_the_cpu_gives(quants, gpu_experts):
+    if gpu_experts and quants[0] != quants[1]:
+        pytest.skip("refused: gate and up of different types")
+    rng = np.random.default_rng(0)
+    context = BackendContext(SimpleNamespace(), RUNTIME, open_cpu_kernels(RUNTIME))
+    layers = [
+        layer(rng, quants, context, gpu_experts=gpu_experts, stream_mb=stream_mb)
+        for stream_mb in (3, 3)
+    ]
+    (shared,) = context.shared.values()
+    seen = set()
+    for cpu_s, gpu_s in [(1e-3, 1e-3), (1e-3, 1e-9), (1e-9, 1e-3)]:
+        shared.split.cpu, shared.split.gpu = ExpertCosts(cpu_s), ExpertCosts(gpu_s)
+        for on_cpu, on_both in layers:
+            inputs = prompt(rng)
+            expected = on_cpu.sync(on_cpu.submit(*inputs))
+            y = on_both.sync(on_both.submit(*inputs))
+            assert (y - expected).norm() < TOLERANCE * expected.norm()
+            times = on_both.times[-1]
+            assert times.num_on_cpu + times.num_on_gpu >= np.count_nonzero(
+                np.bincount(inputs[1].flatten() + 1)[1:]
+            )
+            seen.add((times.num_on_gpu > gpu_experts, times.num_on_cpu > 0, times.num_ahead > 0))
+    assert (True, True, True) in seen, "some were sent ahead of their layer"
+    assert (True, False, True) in seen and any(not sent for sent, _, _ in seen)
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+def test_layers_of_larger_experts_fit_the_places_that_all_share():
+    rng = np.random.default_rng(1)
+    context = BackendContext(SimpleNamespace(), RUNTIME, open_cpu_kernels(RUNTIME))
+    layers = [layer(rng, (q,) * 3, context, stream_mb=2) for q in ("Q4_0", "Q8_0")]
+    (shared,) = context.shared.values()
+    shared.split.cpu, shared.split.gpu = ExpertCosts(1e-3), ExpertCosts(1e-9)
+    for on_cpu, on_both in layers:
+        inputs = prompt(rng)
+        expected = on_cpu.sync(on_cpu.submit(*inputs))
+        y = on_both.sync(on_both.submit(*inputs))
+        assert on_both.times[-1].num_on_cpu == 0
+        assert (y - expected).norm() < TOLERANCE * expected.norm()
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+def test_a_few_tokens_stay_on_the_cpu():
+    rng = np.random.default_rng(2)
+    context = BackendContext(SimpleNamespace(), RUNTIME, open_cpu_kernels(RUNTIME))
+    on_cpu, on_both = layer(rng, ("Q4_0",) * 3, context)
+    inputs = prompt(rng, 31)
+    assert torch.equal(on_both.sync(on_both.submit(*inputs)), on_cpu.sync(on_cpu.submit(*inputs)))
+    assert not on_both.times
