@@ -168,7 +168,8 @@ def measure_steps(
     rng = np.random.default_rng(1)
 
     if (placement.experts_kwargs or {}).get("gpu_experts"):  # chosen by a prompt's routing
-        next(_prefill(models[1], min(_STATISTICS_TOKENS, runtime.prefill_chunk), rng))()
+        tokens = min(_STATISTICS_TOKENS, runtime.prefill_chunk)
+        next(_prefill(models[1], tokens, tokens, rng))()
 
     def row(
         phase: str, context: int, tokens: int, runs: list[Run], num: int, gpu_s: float | None
@@ -199,18 +200,21 @@ def measure_steps(
             copy_gb_s=copy_bandwidth(placement.device),
         )
 
-    def measured(steps: Callable[[KimiK2], Iterator[Step]]) -> tuple[list[Run], int]:
+    def measured(steps: Callable[..., Iterator[Step]], *args: Any) -> tuple[list[Run], int]:
         timed = [
-            _timed(steps(model), _experts(model, modules), kernels, seconds) for model in models
+            _timed(steps(model, *args, rng), _experts(model, modules), kernels, seconds)
+            for model in models
         ]
         return [run for run, _ in timed], timed[1][1]
 
     for context in contexts:
         for batch in batches:
-            runs, num = measured(lambda m, c=context, b=batch: _decode(m, c, b, rng))
-            yield row("decode", context, batch, runs, num, _gpu_seconds(*models, batch))
+            runs, num = measured(_decode, context, batch)
+            yield row(
+                "decode", context, batch, runs, num, _gpu_seconds(models[0], models[1], batch)
+            )
     for tokens in prompts:
-        runs, num = measured(lambda m, t=tokens: _prefill(m, t, runtime.prefill_chunk, rng))
+        runs, num = measured(_prefill, tokens, runtime.prefill_chunk)
         gpu_s = runs[1].gpu - runs[0].gpu
         yield row("prefill", 0, tokens, runs, num, gpu_s if runs[1].gpu else None)
 
