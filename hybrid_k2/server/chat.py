@@ -21,7 +21,7 @@ HIDDEN_RESULT = "[This tool's output was removed: the conversation had outgrown 
 class Chat:
     """messages, tools: in OpenAI's form, as ChatTemplate.render takes them.
 
-    thinking: None leaves it to the model; only K2.5 and later have the switch.
+    thinking: None leaves it to the model; K2.5 and later have the switch, and the demo model has.
     preserve_thinking: keep the reasoning of all earlier turns in the prompt.
     continues: the last message is the beginning of the answer.
     """
@@ -34,15 +34,10 @@ class Chat:
 
     def template(self, service: Service) -> ChatTemplate:
         """The model's template with this conversation's switches."""
-        engine = service.engine
+        template = service.engine.template
         if self.thinking is None and not self.preserve_thinking:
-            return engine.template
-        return ChatTemplate(
-            engine.tokenizer,
-            engine.template.variant,
-            thinking=self.thinking is not False,
-            preserve_thinking=self.preserve_thinking,
-        )
+            return template
+        return template.with_thinking(self.thinking, self.preserve_thinking)
 
     def begins_thinking(self, service: Service) -> bool:
         """Whether the answer's first text is reasoning."""

@@ -53,7 +53,7 @@ def _thinking(body: ChatCompletionRequest) -> bool | None:
     for name in ("thinking", "enable_thinking"):
         if isinstance(switches.get(name), bool):
             return switches[name]
-    return False if body.reasoning_effort == "none" else None
+    return None if body.reasoning_effort is None else body.reasoning_effort != "none"
 
 
 def _switches(body: ChatCompletionRequest) -> dict[str, Any]:

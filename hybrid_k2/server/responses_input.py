@@ -71,7 +71,7 @@ def to_chat(body: InputTokensRequest, items: Iterable[Item], tools: ResponseTool
     return Chat(
         messages=messages,
         tools=[] if body.tool_choice == "none" else tools.offered,
-        thinking=False if effort == "none" else None,
+        thinking=None if effort is None else effort != "none",
     )
 
 

@@ -38,6 +38,8 @@ Message = Mapping[str, Any]
 
 DEFAULT_SYSTEM = "You are Kimi, an AI assistant created by Moonshot AI."
 
+TEMPERATURE_KEY = "general.sampling.temp"  # GGUF's, which llama.cpp's converter writes
+
 _MARKER_OF_ROLE = {
     "user": IM_USER,
     "assistant": IM_ASSISTANT,
@@ -86,12 +88,14 @@ class ChatTemplate:
         *,
         thinking: bool = True,
         preserve_thinking: bool = False,
+        temperature: float | None = None,
     ) -> None:
         """Raises TokenizerError for an unknown variant or one whose markers the vocabulary lacks.
 
         thinking: False asks a k2.5 model for an answer without reasoning (others have no such
         switch).
         preserve_thinking: keeps the reasoning of all earlier turns in the prompt, as K2.6 can.
+        temperature: the model's own default; None is its release's.
         """
         if variant not in VARIANTS:
             raise TokenizerError(
@@ -101,8 +105,10 @@ class ChatTemplate:
         self._rules = VARIANTS[variant]
         self._tokenizer = tokenizer
         self._preserve_thinking = preserve_thinking
+        self._temperature = temperature
         self.thinking = self._rules.thinks and (thinking or not self._rules.prompt_opens_thinking)
-        self.default_temperature = 1.0 if self.thinking else 0.6
+        of_release = 1.0 if self.thinking else 0.6
+        self.default_temperature = of_release if temperature is None else temperature
         self.default_system = self._rules.default_system
         for name in (*_MARKERS, *((THINK_BEGIN, THINK_END) if self._rules.thinks else ())):
             self._marker_id(name)
@@ -118,17 +124,36 @@ class ChatTemplate:
         """Picks the variant: `variant` if given, else what template text and vocabulary show.
 
         The template text is the one found beside the tokenizer, else the GGUF metadata's; it is
-        only looked at, never run. options: as in __init__.
+        only looked at, never run. The metadata may name a temperature, too. options: as in
+        __init__.
         """
         if variant is None:
             text = tokenizer.chat_template or (metadata or {}).get("tokenizer.chat_template")
             variant = _detect(text if isinstance(text, str) else "", tokenizer)
             logger.info("chat template: %s", variant)
-        return cls(tokenizer, variant, **options)
+        return cls(tokenizer, variant, temperature=_temperature(metadata or {}), **options)
 
     def with_variant(self, variant: str) -> "ChatTemplate":
         """The same vocabulary under another variant's rules."""
-        return ChatTemplate(self._tokenizer, variant)
+        return ChatTemplate(self._tokenizer, variant, temperature=self._temperature)
+
+    def with_thinking(
+        self, thinking: bool | None, preserve_thinking: bool = False
+    ) -> "ChatTemplate":
+        """The same with these switches; None leaves it to the model whether it thinks.
+
+        An instruct model whose vocabulary has the markers of thinking, which K2's own has not,
+        thinks as K2-Thinking does where it is asked to.
+        """
+        can_think = self._tokenizer.special_id(THINK_BEGIN) is not None
+        switches = thinking is True and self.variant == "instruct" and can_think
+        return ChatTemplate(
+            self._tokenizer,
+            "thinking" if switches else self.variant,
+            thinking=thinking is not False,
+            preserve_thinking=preserve_thinking,
+            temperature=self._temperature,
+        )
 
     def render(
         self,
@@ -238,6 +263,16 @@ def _detect(template: str, tokenizer: Tokenizer) -> str:
     if thinks and tokenizer.special_id(MEDIA_BEGIN) is not None:
         return "k2.5"
     return "thinking" if thinks else "instruct"
+
+
+def _temperature(metadata: Mapping[str, Any]) -> float | None:
+    """Returns the temperature that a file recommends; None where it names none that can be."""
+    value = metadata.get(TEMPERATURE_KEY)
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 2:
+        return round(float(value), 6)  # a float32: 0.3 is stored as 0.30000001
+    if value is not None:
+        logger.warning("%s is %r, no number of 0 to 2; ignored", TEMPERATURE_KEY, value)
+    return None
 
 
 def _role(message: Message, index: int) -> str:

@@ -3,6 +3,7 @@
 Where K2's own tokenizer is there the exact ids are compared; everything else runs on the small one.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from text_factory import gguf_metadata, small_vocabulary
 
 from hybrid_k2.errors import ContextLengthError, TokenizerError
 from hybrid_k2.text import ChatTemplate, Tokenizer
-from hybrid_k2.text.chat_template import DEFAULT_SYSTEM, VARIANTS
+from hybrid_k2.text.chat_template import DEFAULT_SYSTEM, TEMPERATURE_KEY, VARIANTS
 from hybrid_k2.text.vocabulary import Vocabulary, vocabulary_from_directory
 
 GENERATE = "<|im_assistant|>assistant<|im_middle|>"
@@ -422,6 +423,40 @@ def test_the_recommended_temperature_follows_the_variant(
 ) -> None:
     chosen = template(variant, **options)
     assert (chosen.default_temperature, chosen.thinking) == (temperature, thinks)
+
+
+@pytest.mark.parametrize(
+    ("stored", "temperature"),
+    [(0.30000001192092896, 0.3), (1, 1.0), (-1.0, 0.6), (math.nan, 0.6), ("hot", 0.6), (None, 0.6)],
+)
+def test_a_file_may_recommend_a_temperature_of_its_own(stored: Any, temperature: float) -> None:
+    metadata = {} if stored is None else {TEMPERATURE_KEY: stored}
+    chosen = ChatTemplate.for_model(SMALL, metadata, variant="instruct")
+    assert chosen.default_temperature == temperature
+    of_thinking = 1.0 if temperature == 0.6 else temperature
+    assert chosen.with_variant("thinking").default_temperature == of_thinking
+
+
+@pytest.mark.parametrize(
+    ("variant", "asked", "becomes", "thinks"),
+    [
+        ("instruct", None, "instruct", False),
+        ("instruct", False, "instruct", False),
+        ("instruct", True, "thinking", True),
+        ("thinking", False, "thinking", True),
+        ("k2.5", None, "k2.5", True),
+        ("k2.5", False, "k2.5", False),
+    ],
+)
+def test_a_vocabulary_that_can_think_does_so_where_it_is_asked_to(
+    variant: str, asked: bool | None, becomes: str, thinks: bool
+) -> None:
+    switched = ChatTemplate(SMALL, variant, temperature=0.3).with_thinking(asked)
+    assert (switched.variant, switched.thinking) == (becomes, thinks)
+    assert switched.default_temperature == 0.3
+    if variant == "instruct":  # as Kimi-K2-Instruct's own vocabulary, which has no such markers
+        without = ChatTemplate(Tokenizer(small_vocabulary()), variant)
+        assert without.with_thinking(asked).variant == "instruct"
 
 
 # What is refused -------------------------------------------------------------------------------
