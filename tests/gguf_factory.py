@@ -143,7 +143,7 @@ def write_tiny_k2(
     writer.write_tensors_to_file()
     writer.close()
     first = writer.format_shard_names(path)[0]
-    return TinyModel(first, config, _hf_weights(config, stored))
+    return TinyModel(first, config, hf_weights(config, stored))
 
 
 def hf_config(config: K2Config) -> dict[str, Any]:
@@ -302,7 +302,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, keys: Mapping[str, Any]) -> None:
     writer.add_pad_token_id(tokens.index("[PAD]"))
 
 
-def _hf_weights(config: K2Config, stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def hf_weights(config: K2Config, stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Experts one by one; kv_b put together again from what k_b and v_b stand for."""
     weights: dict[str, np.ndarray] = {}
     for name, values in stored.items():

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +151,12 @@ def _requests() -> Iterator[Requests]:
 def _tokenizer(folder: Path | None) -> Tokenizer:
     if folder is not None:
         return Tokenizer.from_directory(folder)
-    with open_checkpoint(demo_model.path()) as checkpoint:
-        return Tokenizer.from_gguf(checkpoint.metadata)
+    with closing(open_checkpoint(demo_model.path())) as checkpoint:
+        keys = dict(checkpoint.metadata)
+    # As K2-Instruct's, whose template the script answers: without markers to think in.
+    tokens = keys["tokenizer.ggml.tokens"]
+    keys["tokenizer.ggml.tokens"] = [f"[{t[1:-1]}]" if "think>" in t else t for t in tokens]
+    return Tokenizer.from_gguf(keys)
 
 
 if __name__ == "__main__":
