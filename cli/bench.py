@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 import click
 
+from hybrid_k2.cli import bench_serve
 from hybrid_k2.errors import BadInputError
 
 EPILOG = """\b
@@ -45,6 +46,9 @@ WIDTHS = (8, 12, 6, 7, 9, 8, 7, 7, 8, 6)
 @click.group("bench", epilog=EPILOG, short_help="Measure this machine with synthetic weights.")
 def command() -> None:
     """Measure one layer at Kimi K2's width on this machine, beside its memory bandwidth."""
+
+
+command.add_command(bench_serve.command)
 
 
 @command.command("experts", epilog=EPILOG)

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from hybrid_k2.cli.chat_reader import open_reader
-from hybrid_k2.cli.chat_session import Answer, ChatSession
+from hybrid_k2.cli.chat_session import ChatSession
 from hybrid_k2.cli.chat_terminal import AnswerPrinter, ChatTerminal, describe
+from hybrid_k2.cli.conversation import Answer, Conversation
 from hybrid_k2.cli.loading_bar import LoadingBar
+from hybrid_k2.cli.remote import RemoteServer
 from hybrid_k2.config import RuntimeConfig, state_dir, wants_colour
 from hybrid_k2.errors import BadInputError, ContextLengthError
 from hybrid_k2.text.chat_template import VARIANTS
@@ -33,6 +35,7 @@ Examples:
   hybrid-k2 chat --model-path Kimi-K2-Instruct --gguf-path Kimi-K2-Instruct-GGUF
   hybrid-k2 chat K2.gguf -p "Name three rivers." --max-tokens 200 --temperature 0
   git diff | hybrid-k2 chat K2.gguf --system "Review this change." --json
+  hybrid-k2 chat --url http://10.0.0.5:8000         a server's model, hybrid-k2's or any other's
 """
 
 _MAX_TOKEN_BYTES = 256  # the longest token of every K2 vocabulary
@@ -63,6 +66,8 @@ _MAX_CONTEXT = 262_144  # of every K2 so far; used where the model says its own,
 @click.option("--context", type=int, help="Tokens of prompt and answers; 0 is the model's most.")
 @click.option("--threads", type=int, help="CPU threads. [default: the cores this may use]")
 @click.option("--template", type=click.Choice(list(VARIANTS)), help="[default: what the model has]")
+@click.option("--url", help="Talk to the OpenAI-compatible server there; MODEL is its name there.")
+@click.option("--api-key", help="Where that server has one.")
 @click.option("--no-history", is_flag=True, help="Keep no file of what is typed.")
 @click.option("--json", "as_json", is_flag=True, help="One-shot: one object with text and figures.")
 def command(
@@ -77,6 +82,8 @@ def command(
     context: int | None,
     threads: int | None,
     template: str | None,
+    url: str | None,
+    api_key: str | None,
     no_history: bool,
     as_json: bool,
     temperature: float | None,
@@ -96,9 +103,23 @@ def command(
         )
     if prompt is not None and prompt_file is not None:
         raise click.UsageError("give --prompt or --prompt-file, not both")
+    here = {
+        "--rules": None if rules == "auto" else rules,
+        "--model-path": model_path,
+        "--gguf-path": gguf_path,
+        "--context": context,
+        "--threads": threads,
+        "--template": template,
+    }
+    given = [name for name, value in here.items() if value is not None]
+    if url is not None and given:
+        raise click.UsageError(f"{given[0]} is about a model loaded here; leave it out with --url")
+    if api_key is not None and url is None:
+        raise click.UsageError("--api-key is for the server at --url; give that, too")
     if "" in stop:
         raise click.UsageError("--stop is empty; give at least one character")
     from hybrid_k2 import SamplingParams
+    from hybrid_k2.cli.remote_session import RemoteSession
 
     params = SamplingParams(temperature=0 if temperature is None else temperature, **sampling)
     runtime = RuntimeConfig.from_env(context=context, num_threads=threads)
@@ -111,6 +132,14 @@ def command(
         stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 must not end the chat
 
     began = time.monotonic()
+    if url is not None:
+        server = RemoteServer(url, api_key)
+        card = server.model_card(None if model is None else str(model))
+        session = RemoteSession(
+            server, card, _request_fields(temperature, stop, sampling), system=system
+        )
+        _talk(session, None if is_interactive else question, as_json, no_history, 0.0)
+        return
     with _opened(
         model or gguf_path,
         rules,
@@ -125,20 +154,40 @@ def command(
             chat_template = chat_template.with_variant(template)
         if temperature is None:
             params = replace(params, temperature=chat_template.default_temperature)
-        session = ChatSession(engine, chat_template, params, stop, system)
+        session = ChatSession(engine, chat_template, params, stop, system=system)
         if engine.notice:
             click.echo(engine.notice, err=True)
-        if is_interactive:
-            _chat(session, no_history)
-            return
-        try:
-            if as_json:
-                document = _answer_as_json(session, question, load_s)
-                click.echo(json.dumps(document, ensure_ascii=False))
-            else:
-                _answer(session, question)
-        except ContextLengthError as error:
-            raise BadInputError(f"{error} Shorten it or raise --context.") from error
+        _talk(session, None if is_interactive else question, as_json, no_history, load_s)
+
+
+def _talk(
+    session: Conversation, question: str | None, as_json: bool, no_history: bool, load_s: float
+) -> None:
+    """One answer, or with no question the interactive chat."""
+    if question is None:
+        _chat(session, no_history)
+        return
+    try:
+        if as_json:
+            document = _answer_as_json(session, question, load_s)
+            click.echo(json.dumps(document, ensure_ascii=False))
+        else:
+            _answer(session, question)
+    except ContextLengthError as error:
+        raise BadInputError(f"{error} Shorten it or raise --context.") from error
+
+
+def _request_fields(
+    temperature: float | None, stop: tuple[str, ...], sampling: dict[str, Any]
+) -> dict[str, Any]:
+    """The options as fields of a request; those that every server's defaults equal are left out."""
+    neutral = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}
+    fields = {"temperature": temperature, "stop": list(stop) or None, **sampling}
+    return {
+        name: value
+        for name, value in fields.items()
+        if value is not None and value != neutral.get(name)
+    }
 
 
 def _is_terminal() -> bool:
@@ -209,7 +258,7 @@ def _read_at_most(stream: BinaryIO, most: int, name: str) -> bytes:
     return raw
 
 
-def _answer(session: ChatSession, question: str) -> None:
+def _answer(session: Conversation, question: str) -> None:
     printer = AnswerPrinter(sys.stdout, sys.stderr, wants_colour())
     try:
         for delta in session.ask(question):
@@ -219,13 +268,13 @@ def _answer(session: ChatSession, question: str) -> None:
     click.echo(describe(session.answer, session.context), err=True)
 
 
-def _answer_as_json(session: ChatSession, question: str, load_s: float) -> dict[str, Any]:
+def _answer_as_json(session: Conversation, question: str, load_s: float) -> dict[str, Any]:
     for _ in session.ask(question):
         pass
     answer: Answer = session.answer
     stats = answer.stats
     return {
-        "model": session.engine.name,
+        "model": session.name,
         "text": answer.content,
         "reasoning": answer.reasoning,
         "finish_reason": answer.finish_reason,
@@ -240,10 +289,14 @@ def _answer_as_json(session: ChatSession, question: str, load_s: float) -> dict[
     }
 
 
-def _chat(session: ChatSession, no_history: bool) -> None:
+def _shown_context(session: Conversation) -> str:
+    return "" if session.context is None else f"context {session.context:,} tokens; "
+
+
+def _chat(session: Conversation, no_history: bool) -> None:
     history = None if no_history else state_dir() / "chat_history"
     click.echo(
-        f"{session.engine.name}: context {session.context:,} tokens; /help lists the commands",
+        f"{session.name}: {_shown_context(session)}/help lists the commands",
         err=True,
     )
     printer = AnswerPrinter(sys.stdout, sys.stdout, wants_colour())

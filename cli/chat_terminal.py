@@ -13,7 +13,7 @@ from typing import TextIO
 
 import click
 
-from hybrid_k2.cli.chat_session import Answer, ChatSession
+from hybrid_k2.cli.conversation import Answer, Conversation
 from hybrid_k2.errors import ContextLengthError, HybridK2Error
 from hybrid_k2.text import Delta
 
@@ -71,9 +71,9 @@ class AnswerPrinter:
 
 
 class ChatTerminal:
-    """The loop around one ChatSession."""
+    """The loop around one conversation."""
 
-    def __init__(self, session: ChatSession, read: Read, printer: AnswerPrinter) -> None:
+    def __init__(self, session: Conversation, read: Read, printer: AnswerPrinter) -> None:
         self._session = session
         self._read = read
         self._printer = printer
@@ -146,14 +146,14 @@ class ChatTerminal:
             self._session.system = text
             _say("(system prompt set)")
         else:
-            default = self._session.template.default_system
             system = self._session.system
+            default = self._session.default_system
             _say(f"system prompt: {default if system is None else system}")
 
     def _stats(self, _: str) -> None:
         if self._session.answer is not None:
             _say(f"last answer: {describe(self._session.answer, self._session.context)}")
-        total = self._session.engine.core.stats
+        total = self._session.total
         _say(
             f"since the start: {total.prefill_tokens:,} prompt tokens computed at "
             f"{total.prefill_tokens_per_s:.1f} tok/s, {total.cached_tokens:,} reused, "
@@ -190,7 +190,7 @@ def read_message(read: Read) -> str:
     return "\n".join(lines)
 
 
-def describe(answer: Answer | None, context: int) -> str:
+def describe(answer: Answer | None, context: int | None) -> str:
     """One line of counts and speeds: computed, reused, decoded, and how full the context is."""
     if answer is None or answer.stats is None:
         return "(no answer)"
@@ -201,7 +201,7 @@ def describe(answer: Answer | None, context: int) -> str:
         f"[prefill {stats.prefill_tokens:,} tokens at {stats.prefill_tokens_per_s:.1f} tok/s, "
         f"{stats.cached_tokens:,} reused; decode {answer.num_tokens:,} at "
         f"{stats.decode_tokens_per_s:.1f} tok/s{end[answer.finish_reason]}; "
-        f"context {used:,} of {context:,}]"
+        f"context {used:,}{'' if context is None else f' of {context:,}'}]"
     )
 
 

@@ -17,7 +17,9 @@ from hybrid_k2 import __version__
 from hybrid_k2.errors import HybridK2Error
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
-COMMANDS = ("chat", "serve", "inspect", "plan", "perplexity", "bench", "doctor")
+COMMANDS = (
+    *("chat", "serve", "launch", "handover", "inspect", "plan", "perplexity", "bench", "doctor"),
+)
 
 EXAMPLES = """\b
 Examples:
