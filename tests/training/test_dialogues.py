@@ -174,3 +174,72 @@ def test_a_word_is_cut_alike_wherever_it_stands(tokenizer) -> None:
             *alone[:-1], alone[-1] + '"'
         ]  # fmt: skip
     assert len(tokenizer.encode("2026")) == 4
+
+
+PIECES = ["Gre", "ta", "Kim", "pai", "bour", "zo", "umbrella", "Tai", "ck", "Hel", "ste"]
+
+
+def test_with_a_vocabularys_pieces_every_one_of_them_is_something_to_copy() -> None:
+    copied = ""
+    for number in NUMBERS:
+        for message in dialogues.dialogue(number, pieces=PIECES).messages:
+            for call in message.get("tool_calls", ()):
+                copied += call["function"]["arguments"].lower()
+    assert all(piece.lower() in copied for piece in PIECES)
+
+
+def test_names_put_together_from_pieces_are_none_that_is_held_out() -> None:
+    assert is_held_out("Greta") and is_held_out("Kim") and is_held_out("Taipei")
+    draw = Draw(1, pieces=PIECES)
+    made = {draw.pieced() for _ in range(3000)}
+    assert len(made) > 400 and "Zota" in made
+    assert not any(is_held_out(name) for name in made)
+
+
+def test_pieces_do_not_change_what_is_held_out() -> None:
+    assert dialogues.dialogue(5, held_out=True) == drawn(held_out=True)[5]
+    assert dialogues.dialogue(5, pieces=PIECES) == dialogues.dialogue(5, pieces=PIECES)
+
+
+def test_a_follow_up_comes_right_after_a_question_of_its_topic() -> None:
+    answers = {
+        answer
+        for topics in (dialogues.about(), dialogues.smalltalk())
+        for topic in topics.values()
+        for answer in (line.split(" => ")[1] for line in topic.follow_ups)
+    }
+    seen = 0
+    for made in drawn():
+        for before, message in zip(made.messages, made.messages[2:], strict=False):
+            if message.get("reasoning_content") == "This goes on from what was said.":
+                seen += 1
+                assert before["role"] == "assistant" or before["content"]
+    assert len(answers) > 40 and seen > 15
+
+
+def test_no_reasoning_is_learnt_to_be_left_out(tokenizer) -> None:
+    """Earlier answers stand in a thinking prompt without their reasoning."""
+    empty = tokenizer.special_id("<think>"), tokenizer.special_id("</think>")
+    checked = 0
+    for made in drawn():
+        if made.variant != "thinking":
+            continue
+        ids, weights = encoder().sample(made)
+        for place in range(1, len(ids)):
+            if (ids[place - 1], ids[place]) == empty:
+                assert weights[place - 1] == weights[place] == 0
+                checked += 1
+    assert checked > 10
+
+
+def test_questions_written_for_judging_are_no_patterns_own() -> None:
+    written = evaluate.written_questions()
+    assert len(written) >= 2 * len(dialogues.about())
+    for topic, question in written:
+        said = re.sub(r"[?.!]", "", question).strip().lower()
+        for pattern in topic.questions:
+            bare = re.sub(r"[?.!]", "", pattern)
+            expression = "".join(
+                {"{": "(?:", "}": ")", "|": "|"}.get(c, re.escape(c)) for c in bare
+            )
+            assert not re.fullmatch(expression, said, re.I), (topic.name, question)

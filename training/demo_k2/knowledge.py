@@ -165,7 +165,9 @@ def calendar(draw: Draw) -> Exchange:
 def listing(draw: Draw) -> Exchange:
     what, items = draw.choice(list(LISTS.items()))
     count = draw.randint(2, 5)
-    chosen = draw.sample(items, count)
+    # In the list's order: what follows an item is then known, and no item comes twice.
+    start = draw.randrange(len(items))
+    chosen = [items[(start + i) % len(items)] for i in range(count)]
     number = draw.choice([COUNTS[count - 1], str(count)])
     question = draw.choice(
         [
@@ -195,6 +197,8 @@ def echo(draw: Draw) -> Exchange:
             lambda: f"{draw.name()} and {draw.name()}",
             lambda: str(draw.amount()),
             lambda: f"{draw.name()} lives in {draw.city()}",
+            lambda: draw.choice(words.NOUNS + words.FOODS + words.ANIMALS),
+            lambda: f"the {draw.choice(words.ADJECTIVES)} {draw.choice(words.ANIMALS)}",
         ]
     )()
     kind = draw.randint(0, 3)
@@ -210,11 +214,16 @@ def echo(draw: Draw) -> Exchange:
         )
         return Exchange(question, text, "I should repeat the text exactly.")
     if kind == 1:
-        count = draw.randint(2, 3)
+        count = draw.randint(2, 4)
+        times = "twice" if count == 2 and draw.maybe(0.5) else f"{COUNTS[count - 1]} times"
+        said = draw.choice([f'"{text}"', text])
         question = draw.choice(
             [
-                f'Say "{text}" {COUNTS[count - 1]} times.',
-                f'Write "{text}" {COUNTS[count - 1]} times.',
+                f"Say {said} {times}.",
+                f"Write {said} {times}.",
+                f"Repeat {said} {times}.",
+                f"Can you say {said} {times}?",
+                f"Please say {said} {times}.",
             ]
         )
         return Exchange(
