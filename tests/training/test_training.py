@@ -70,6 +70,25 @@ def test_a_toy_learns_and_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     assert mean_loss(again.model, again.weights, batches) == pytest.approx(before)
 
 
+def test_training_goes_on_from_an_exported_file(tmp_path: Path) -> None:
+    config, batches = toy(), Batches(echoes(64), 128 * 8, "cpu")
+    first = Training(config, Recipe(budget_s=1e9, warm_up=0, decay_from=1, quantised_from=0), "cpu")
+    for _ in range(3):
+        for batch in batches.epoch(None):
+            first.step(batch)
+    export.write_gguf(first.weights, config, TOKENS, tmp_path / "toy.gguf")
+    stored = export.rounded(first.weights, {"Q4_0": q4_0, "Q8_0": report.q8_0})
+    again = Training(config, Recipe(budget_s=1e9, warm_up=0), "cpu")
+    again.load(export.read_gguf(tmp_path / "toy.gguf")[1])
+    losses = [mean_loss(again.model, w, batches) for w in (again.weights, stored)]
+    # kv_b is stored as two tensors, one of them transposed, so its blocks of 32 are others.
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3)
+    assert losses[0] < 0.9 * mean_loss(again.model, init_weights(config, 9), batches)
+    for batch in batches.epoch(None):
+        again.step(batch)
+    assert mean_loss(again.model, again.weights, batches) < losses[0]
+
+
 def test_the_schedule_rises_stays_and_falls() -> None:
     recipe = Recipe(budget_s=100, learning_rate=1.0)
     rates = [recipe.rate_at(share) for share in (0, 0.01, 0.1, 0.39, 0.7, 0.999)]
