@@ -8,11 +8,14 @@ of servers.
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from agents.scripted_agent import Task
 
+from hybrid_k2.cli.launch import AGENTS, Setup
+
+MODEL = "k2"
 FIRST = "In notes.txt replace the word apple by pear."
 SECOND = "Now replace the word pear by plum."
 
@@ -21,10 +24,10 @@ Calls = Callable[[Path, str, str], tuple[tuple[str, str], ...]]
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """One agent. All paths and the server's address are in `Place`.
+    """One agent.
 
-    command, again: the command line of the first task and of a later one of the same conversation;
-    the task itself is appended.
+    command, again: what follows the arguments of `hybrid-k2 launch` for the first task and for a
+    later one of the same conversation; the task itself is appended.
     settings: files to write into the home directory, as text by name.
     """
 
@@ -33,8 +36,11 @@ class Client:
     calls: Calls
     command: tuple[str, ...]
     again: tuple[str, ...]
-    environment: Callable[[str], Mapping[str, str]]
-    settings: Callable[[str], Mapping[str, str]] = lambda url: {}
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def setup(self, url: str) -> Setup:
+        """What `hybrid-k2 launch` tells the agent."""
+        return AGENTS[self.program].setup(url, MODEL, "x")
 
     def tasks(self, file: Path) -> list[Task]:
         """The two tasks as this agent's tools do them."""
@@ -62,28 +68,6 @@ def _opencode_calls(file: Path, old: str, new: str) -> tuple[tuple[str, str], ..
     return ("read", _json(filePath=str(file))), ("edit", _json(**edit))
 
 
-def _codex_settings(url: str) -> dict[str, str]:
-    lines = [
-        'model = "k2"',
-        'model_provider = "k2"',
-        "[model_providers.k2]",
-        'name = "k2"',
-        f'base_url = "{url}/v1"',
-        'wire_api = "responses"',
-    ]
-    return {".codex/config.toml": "\n".join(lines)}
-
-
-def _opencode_settings(url: str) -> dict[str, str]:
-    provider = {
-        "npm": "@ai-sdk/openai-compatible",
-        "options": {"baseURL": f"{url}/v1", "apiKey": "x"},
-        "models": {"k2": {"name": "k2"}},
-    }
-    config = {"provider": {"k2": provider}, "permission": "allow", "autoupdate": False}
-    return {".config/opencode/opencode.json": json.dumps(config)}
-
-
 def _json(**arguments: str) -> str:
     return json.dumps(arguments)
 
@@ -93,14 +77,8 @@ CLIENTS = (
         "Claude Code",
         "claude",
         _claude_calls,
-        command=("-p", "--model", "k2", "--permission-mode", "acceptEdits"),
-        again=("-p", "--model", "k2", "--permission-mode", "acceptEdits", "--continue"),
-        environment=lambda url: {
-            "ANTHROPIC_BASE_URL": url,
-            "ANTHROPIC_AUTH_TOKEN": "x",
-            "ANTHROPIC_DEFAULT_HAIKU_MODEL": "k2",
-            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
-        },
+        command=("-p", "--permission-mode", "acceptEdits"),
+        again=("-p", "--permission-mode", "acceptEdits", "--continue"),
     ),
     Client(
         "Codex CLI",
@@ -108,28 +86,20 @@ CLIENTS = (
         _codex_calls,
         command=("exec", "--skip-git-repo-check", "-s", "danger-full-access"),
         again=("exec", "--skip-git-repo-check", "-s", "danger-full-access", "resume", "--last"),
-        environment=lambda url: {},
-        settings=_codex_settings,
     ),
     Client(
         "Qwen Code",
         "qwen",
         _qwen_calls,
-        command=("--auth-type", "openai", "--yolo", "-p"),
-        again=("--auth-type", "openai", "--yolo", "--continue", "-p"),
-        environment=lambda url: {
-            "OPENAI_BASE_URL": f"{url}/v1",
-            "OPENAI_API_KEY": "x",
-            "OPENAI_MODEL": "k2",
-        },
+        command=("--yolo", "-p"),
+        again=("--yolo", "--continue", "-p"),
     ),
     Client(
         "opencode",
         "opencode",
         _opencode_calls,
-        command=("run", "--model", "k2/k2"),
-        again=("run", "--model", "k2/k2", "--continue"),
-        environment=lambda url: {},
-        settings=_opencode_settings,
+        command=("run",),
+        again=("run", "--continue"),
+        settings={".config/opencode/opencode.json": '{"permission": "allow"}'},
     ),
 )

@@ -1,12 +1,13 @@
-r"""Do coding agents from npm work with this server? Each gets two tasks of one conversation.
+r"""Do coding agents from npm work with this server, set up as `hybrid-k2 launch` does it?
 
     npm install --prefix DIR @anthropic-ai/claude-code @openai/codex \
         @qwen-code/qwen-code opencode-ai    # and let their install scripts run
     python tests/agents/run.py --bin DIR/node_modules/.bin
 
-A real server on loopback, behind it the real engine over a model that plays its part. An agent
-passes if its file was changed both times, and if the second task's first request found at least 95%
-of its prompt in the prefix cache. Needs no network but loopback. Exit code 1 where one fails.
+Each gets two tasks of one conversation. A real server on loopback, behind it the real engine over a
+model that plays its part. An agent passes if its file was changed both times, and if the second
+task's first request found at least 95% of its prompt in the prefix cache. Needs no network but
+loopback. Exit code 1 where one fails.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from agents.clients import CLIENTS, FIRST, SECOND, Client
+from agents.clients import CLIENTS, FIRST, MODEL, SECOND, Client
 from agents.scripted_agent import AgentEngine
 from server.running_server import RunningServer
 
@@ -82,24 +83,21 @@ def _passes(client: Client, program: str, tokenizer: Tokenizer, verbose: bool) -
         file = work / "notes.txt"
         file.write_text("apple\n")
         engine = AgentEngine(tokenizer, client.tasks(file))
-        server = RunningServer(engine, ServerSettings(model_name="k2"))
+        server = RunningServer(engine, ServerSettings(model_name=MODEL))
         server.start()
         try:
-            for name, text in client.settings(server.url).items():
+            for name, text in client.settings.items():
                 (home / name).parent.mkdir(parents=True, exist_ok=True)
                 (home / name).write_text(text)
-            environment = {
-                "HOME": str(home),
-                "PATH": os.environ["PATH"],
-                **client.environment(server.url),
-            }
+            setup = client.setup(server.url)
+            environment = {"HOME": str(home), "PATH": os.environ["PATH"], **setup.environment}
             done, turns = [], []
             for command, task, word in (
                 (client.command, FIRST, "pear"),
                 (client.again, SECOND, "plum"),
             ):
                 before = len(requests.of_the_agent())
-                output = _run([program, *command, task], work, environment)
+                output = _run([program, *setup.arguments, *command, task], work, environment)
                 done.append(file.read_text().strip() == word)
                 turns.append(requests.of_the_agent()[before:])
                 if verbose or not done[-1]:

@@ -1,6 +1,6 @@
 """Does a server stay whole for as long as many clients come and go?
 
-    python tests/server/soak.py [--minutes 10] [--clients 64] [--model exact|demo]
+    python tests/server/soak.py [--minutes 10] [--clients 64] [--model exact|demo|FILE.gguf]
 
 The server runs in a process of its own. All clients stream greedy answers one after the other; a
 third of the requests are left at a random point. In the end every answer must have been what a
@@ -8,9 +8,8 @@ single client got before, no place may be taken, and the process's memory may no
 than 2% since the first half of the time. Exit code 1 otherwise.
 
 `exact` puts the real engine over a model whose next token is a function of all tokens before it: an
-answer that has anything of another request's shows at once. `demo` is `hybrid-k2 serve` as users
-have it; there rounding depends on who shares a step, which can turn an answer where two tokens are
-about as likely.
+answer that has anything of another request's shows at once. `demo`, or a file, is `hybrid-k2 serve`
+as users have it.
 """
 
 import argparse
@@ -35,23 +34,14 @@ MOST_TOKENS = 24
 WORDS = "the model reads what you write and answers in a few words about rivers".split()
 
 
-COMMANDS = {
-    "exact": (sys.executable, str(Path(__file__).with_name("exact_server.py"))),
-    "demo": (
-        *(sys.executable, "-m", "hybrid_k2", "serve", "--port", "0"),
-        *("--served-model-name", "soak", "--max-waiting", "1000"),
-    ),
-}
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--model", choices=COMMANDS, default="exact")
+    parser.add_argument("--model", default="exact")
     options = parser.parse_args()
-    with _server(COMMANDS[options.model]) as (url, pid):
+    with _server(_command(options.model)) as (url, pid):
         soak = Soak(url, pid, options.seed)
         asyncio.run(soak.run(options.clients, options.minutes * 60))
         return 0 if soak.report() else 1
@@ -150,6 +140,13 @@ class Soak:
     def _get(self, path: str) -> list[dict[str, object]]:
         with urllib.request.urlopen(f"{self._url}{path}", timeout=60) as response:
             return json.load(response)
+
+
+def _command(model: str) -> tuple[str, ...]:
+    if model == "exact":
+        return sys.executable, str(Path(__file__).with_name("exact_server.py"))
+    serve = (sys.executable, "-m", "hybrid_k2", "serve", *([] if model == "demo" else [model]))
+    return *serve, "--port", "0", "--served-model-name", "soak", "--max-waiting", "1000"
 
 
 @contextlib.contextmanager
