@@ -66,6 +66,10 @@ class Attention:
             out = attend(q_nope.transpose(0, 1), q_pe.transpose(0, 1), latents)  # [heads, T, v]
         return out.transpose(0, 1).flatten(1)
 
+    def cache_rows(self, latents: torch.Tensor) -> torch.Tensor:
+        """What the cache is given for latents [T, latent_dim] float32: them, to be rounded."""
+        return latents
+
     def _absorbed(
         self, q_nope: torch.Tensor, q_pe: torch.Tensor, latents: Sequence[torch.Tensor]
     ) -> torch.Tensor:

@@ -48,7 +48,7 @@ class ExpertStream:
         self._ring += [
             Place(
                 torch.empty(place_bytes, dtype=torch.uint8, device=self.device),
-                torch.cuda.Event(),
+                torch.cuda.Event(blocking=True),
                 torch.cuda.Event(blocking=True),
             )
             for _ in range(max(2, self._ring_bytes // place_bytes))

@@ -8,7 +8,7 @@ of the next runs, experts of the next are sent ahead. Owns the order of work of 
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -26,7 +26,6 @@ from hybrid_k2.errors import PlanError
 from hybrid_k2.quant.stored import StoredTensor
 
 _FEWEST_TOKENS = 32  # below it not even the question pays
-_COPY_BYTES_S = 40e9  # activations to the CPU and back
 _TIMES = 64  # of prompts' steps are kept for whoever measures
 _AHEAD_FROM = 0.8  # of the experts have tokens: then whatever is sent ahead is of use
 
@@ -170,8 +169,14 @@ class ExpertsHybrid(ExpertsCpu):
             y = self._on_gpu(slot, work, counts)
         finally:
             cpu.exception()  # its memory is in use until it ends
-        gpu_ended, (cpu_y, copied, cpu_ended) = time.perf_counter(), cpu.result()
+        gpu_ended = time.perf_counter()
+        ahead = deque(self._groups_ahead(counts, work))
+        self._send_ahead(ahead, until=cpu.done)
+        cpu_y, copied, cpu_ended = cpu.result()
+        cpu_y = cpu_y.to(self.gpu, non_blocking=True)
+        self._send_ahead(ahead)
         self._shared.split.cpu.learn(on_cpu, cpu_ended - copied)
+        self._shared.split.copied(slot.x.nbytes, copied - routed)
         times = SplitTimes(
             *(routed, copied, cpu_ended, gpu_ended),
             num_on_cpu=int(np.count_nonzero(on_cpu)),
@@ -179,7 +184,6 @@ class ExpertsHybrid(ExpertsCpu):
             num_ahead=sum(len(group.experts) for group in work.ahead),
         )
         self.times.append(times)
-        cpu_y = cpu_y.to(self.gpu, non_blocking=True)
         return cpu_y if y is None else y.add_(cpu_y)
 
     def hits(
@@ -208,7 +212,7 @@ class ExpertsHybrid(ExpertsCpu):
         chosen = split.choose(
             counts,
             can_stream=self._can_stream,
-            cpu_extra_s=2 * x_bytes / _COPY_BYTES_S,
+            cpu_extra_s=2 * split.copy_s(x_bytes),
             at_hand=(*resident, *at_hand),
             gpu_busy_s=len(late) * split.gpu.least_s,
         )
@@ -226,9 +230,7 @@ class ExpertsHybrid(ExpertsCpu):
         return y, copied, time.perf_counter()
 
     def _on_gpu(self, slot: HybridSlot, work: GpuWork, counts: np.ndarray) -> torch.Tensor | None:
-        """Sends what is to be sent and computes each group once it is there; then sends experts of
-        the next layer, and waits for this one's.
-        """
+        """Sends what is to be sent, computes each group once it is there; waits for the last."""
         if not work.experts:
             return None
         stream, groups = self._shared.stream, self._groups
@@ -236,7 +238,7 @@ class ExpertsHybrid(ExpertsCpu):
         x = slot.x.to(torch.bfloat16)
         y = torch.zeros_like(slot.x)
         to_send, on_way = deque(work.to_send), deque(work.ahead)
-        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        began, ended = (torch.cuda.Event(enable_timing=True, blocking=True) for _ in range(2))
         began.record()
         first = 0
         try:
@@ -262,7 +264,6 @@ class ExpertsHybrid(ExpertsCpu):
             for group in on_way:  # of a step that fails
                 stream.give_back(group.place)
         ended.record()
-        self._send_ahead(counts, num_groups=len(work.ahead) + len(work.to_send))
         ended.synchronize()
         sent = [*work.late, *(expert for group in work.to_send for expert in group)]
         self._shared.split.gpu.learn(counts[sent], began.elapsed_time(ended) / 1e3)
@@ -281,21 +282,32 @@ class ExpertsHybrid(ExpertsCpu):
     def _send(self, experts: list[int]) -> Sent:
         return Sent(experts, self._shared.stream.send(self._groups.pieces(experts)))
 
-    def _send_ahead(self, counts: np.ndarray, num_groups: int) -> None:
-        """Sends groups of the next layer, as many as this one used if the ring is as large, so that
-        the bus works until that layer knows which it wants.
-        """
+    def _groups_ahead(self, counts: np.ndarray, work: GpuWork) -> list[list[int]]:
+        """Experts that the next layer will want: as many as this one did, or as the ring holds."""
         order = np.argsort(-counts, kind="stable")
         self._hottest = order[self._can_stream[order]]
         is_last = self._layer + 1 == len(self._shared.layers)
         if is_last or np.count_nonzero(counts) < _AHEAD_FROM * len(counts):
-            return
+            return []
         following = self._shared.layers[self._layer + 1]
         resident = following.resident or ()
+        num_groups = min(len(work.ahead) + len(work.to_send), self._shared.stream.num_places)
         experts = [e for e in following._hottest.tolist() if e not in resident]
-        experts = experts[: min(num_groups, self._shared.stream.num_places) * GROUP]
-        groups = (experts[i : i + GROUP] for i in range(0, len(experts), GROUP))
-        self._shared.ahead = (following, [following._send(group) for group in groups])
+        experts = experts[: num_groups * GROUP]
+        self._shared.ahead = (following, [])
+        return [experts[i : i + GROUP] for i in range(0, len(experts), GROUP)]
+
+    def _send_ahead(
+        self, groups: deque[list[int]], until: Callable[[], bool] | None = None
+    ) -> None:
+        """Sends groups of the next layer, so that the bus works until that layer knows which it
+        wants. Until the CPU's answer is there, no more than two at a time: it would queue behind.
+        """
+        following, sent = self._shared.ahead
+        while groups and not (until and until()):
+            sent.append(following._send(groups.popleft()))
+            if until and len(sent) > 1:
+                sent[-2].place.arrived.synchronize()
 
     def _adopt(self, experts: Sequence[int], place: Place) -> None:
         """Keeps those of a place's experts that are used more than some that stay in VRAM."""

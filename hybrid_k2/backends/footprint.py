@@ -21,7 +21,8 @@ _FLOAT32, _BFLOAT16 = 4, 2
 KV_PAGE_TOKENS = 64
 # Tokens of a prompt that go through the model at once, where nothing speaks for more.
 DEFAULT_CHUNK = 512
-_KV_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_KV_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+_KV_SCALE_BYTES = {"int8": 16}  # a token's, SCALE_BYTES of kernels/pages.py
 # Rows decoded at a time (float32 and its bfloat16 copy): `_SCRATCH_BYTES` of backends/linear.py.
 _LINEAR_SCRATCH_BYTES = (256 + 128) << 20
 # One block of scores or decompressed keys: `_SCRATCH_BYTES` of backends/attention.py.
@@ -115,7 +116,7 @@ def footprint(
 
 def kv_bytes_per_token(config: "K2Config", kv_dtype: str) -> int:
     """Bytes that one layer's latent KV cache takes for one token."""
-    return config.latent_dim * _KV_ITEM_BYTES[kv_dtype]
+    return config.latent_dim * _KV_ITEM_BYTES[kv_dtype] + _KV_SCALE_BYTES.get(kv_dtype, 0)
 
 
 def context_tokens(config: "K2Config", runtime: "RuntimeConfig") -> int:

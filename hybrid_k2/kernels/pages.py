@@ -9,8 +9,6 @@ few times its mean, and lets attention multiply scores, not keys. For normal num
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 PAGE_TOKENS = 64
@@ -45,16 +43,3 @@ def dequantise_rows(rows: torch.Tensor, rank: int) -> torch.Tensor:
     scales = rows[:, -SCALE_BYTES:].contiguous().view(torch.float32)
     c, k_pe = rows[:, :rank].float(), rows[:, rank:-SCALE_BYTES].float()
     return torch.cat([c * scales[:, :1], k_pe * scales[:, 1:2]], dim=1)
-
-
-def gather_pages(
-    pages: torch.Tensor, page_ids: Sequence[int] | torch.Tensor, length: int, rank: int
-) -> torch.Tensor:
-    """The first `length` rows of a sequence, one after another: bfloat16 [length, latent].
-
-    pages: [P, 64, width]. page_ids: the sequence's pages in order; a tensor on the pages' device
-    spares a copy.
-    """
-    ids = torch.as_tensor(page_ids, device=pages.device)[: -(-length // PAGE_TOKENS)]
-    rows = pages[ids].flatten(0, 1)[:length]
-    return (dequantise_rows(rows, rank) if is_quantised(pages) else rows).to(torch.bfloat16)

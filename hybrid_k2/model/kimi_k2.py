@@ -162,12 +162,13 @@ class LatentAttention:
         latent, k_pe = kv.split([config.kv_lora_rank, config.qk_rope_head_dim], dim=-1)
         latent = self._kv_a_norm(latent).to(self.device)
         latents = torch.cat([latent, rotate(k_pe, rotation)], dim=-1)  # [T, latent_dim]
+        cached = self._attend.cache_rows(latents)
 
         outs, first = [], 0
         for span in spans:
             rows = slice(first, first + span.num_tokens)
             start = span.cache.length
-            span.cache.write(self._layer_idx, start, latents[rows])
+            span.cache.write(self._layer_idx, start, cached[rows])
             seen = span.cache.read(self._layer_idx, start + span.num_tokens)
             outs.append(self._attend(q_nope[rows], q_pe[rows], seen))
             first = rows.stop

@@ -12,9 +12,11 @@ import torch
 
 from hybrid_k2.model.pages import PAGE_TOKENS, PageAllocator, pages_of
 
+_SCALE_COLUMNS = {torch.int8: 16}  # behind a row of 8 bits: SCALE_BYTES of kernels/pages.py
+
 
 class PagePool(PageAllocator):
-    """pages[layer_idx]: [num_pages, PAGE_TOKENS, latent_dim]; page p is the same tokens in each."""
+    """pages[layer_idx]: [num_pages, PAGE_TOKENS, columns]; page p is the same tokens in each."""
 
     def __init__(
         self,
@@ -22,13 +24,18 @@ class PagePool(PageAllocator):
         latent_dim: int,
         num_pages: int,
     ) -> None:
-        """placements: device and dtype of each layer's pages.  latent_dim: numbers per token.
+        """placements: device and dtype of each layer's pages.  latent_dim: numbers per token, which
+        have their scales behind them where the dtype is int8.
 
         On the CPU a page that was never written to takes no memory.
         """
         super().__init__(num_pages)
         self.pages = [
-            torch.empty(num_pages, PAGE_TOKENS, latent_dim, dtype=dtype, device=device)
+            torch.empty(
+                *(num_pages, PAGE_TOKENS, latent_dim + _SCALE_COLUMNS.get(dtype, 0)),
+                dtype=dtype,
+                device=device,
+            )
             for device, dtype in placements
         ]
         self.rows = [pages.flatten(0, 1) for pages in self.pages]  # row 64 p + i: token i of page p
@@ -111,7 +118,7 @@ class LatentCache:
     def write(self, layer_idx: int, start: int, latents: torch.Tensor) -> None:
         """Stores tokens [start, start + T) of a layer, for which room was reserved.
 
-        latents: [T, latent_dim] float32 on the layer's device.
+        latents: [T, columns] on the layer's device; float32, or already of the pages' dtype.
         """
         first = 0
         for rows in self._pieces(layer_idx, start, start + latents.shape[0]):
@@ -119,7 +126,7 @@ class LatentCache:
             first += rows.shape[0]
 
     def read(self, layer_idx: int, num_tokens: int) -> list[torch.Tensor]:
-        """Tokens [0, num_tokens) of a layer as views, [n, latent_dim] for each run of consecutive
+        """Tokens [0, num_tokens) of a layer as views, [n, columns] for each run of consecutive
         pages.
         """
         return list(self._pieces(layer_idx, 0, num_tokens))

@@ -3,6 +3,7 @@
 Products are taken in bfloat16 (8 bits), so single modules agree to about 2^-8 of their norm.
 """
 
+from importlib import resources
 from types import SimpleNamespace
 
 import numpy as np
@@ -65,11 +66,17 @@ def test_a_format_decodes_on_the_gpu_to_the_same_bits(quant):
     assert torch.equal(form.dequantise(data.cuda()).cpu(), form.dequantise(data))
 
 
-@pytest.mark.parametrize("rules", RULES)
-def test_a_model_on_the_gpu_predicts_what_it_predicts_on_the_cpu(rules, tmp_path):
+@pytest.mark.parametrize(
+    ("rules", "kv_dtype"), [*((name, "") for name in RULES), (RULES[0], "int8")]
+)
+def test_a_model_on_the_gpu_predicts_what_it_predicts_on_the_cpu(rules, kv_dtype, tmp_path):
     config = k_quant_config(n_routed_experts=64, num_experts_per_tok=8, routed_scaling_factor=1.0)
     quants = {"default": "Q8_0", "experts": "Q4_K"}
     path = write_tiny_k2(tmp_path / "k2.gguf", config, quants=quants).path
+    if kv_dtype:
+        shipped = (resources.files("hybrid_k2.optimize_rules") / f"{rules}.yaml").read_text()
+        rules = tmp_path / "rules.yaml"
+        rules.write_text(shipped.replace("kv_dtype: bfloat16", f"kv_dtype: {kv_dtype}"))
     token_ids = np.random.default_rng(2).integers(0, config.vocab_size, 300).tolist()
     with Engine.open(path, rules="cpu", ids_only=True) as engine:
         expected = engine.logits(token_ids)

@@ -122,11 +122,11 @@ def test_a_prompt_gives_the_logits_of_the_cpu(models, num_tokens):
         assert difference(logits, rows[0]) < 0.05
 
 
-@pytest.mark.parametrize("layout", ["split", "kv_b"])
+@pytest.mark.parametrize(("layout", "kv_dtype"), [("split", "bfloat16"), ("kv_b", "int8")])
 @pytest.mark.parametrize(
-    ("num_queries", "length"), [(1, 1), (1, 100), (15, 80), (16, 16), (70, 300)]
+    ("num_queries", "length"), [(1, 1), (1, 100), (15, 80), (16, 16), (70, 300), (1111, 1111)]
 )
-def test_attention_on_the_gpu_is_that_of_the_cpu(kernels, layout, num_queries, length):
+def test_attention_on_the_gpu_is_that_of_the_cpu(kernels, layout, kv_dtype, num_queries, length):
     rng = np.random.default_rng(0)
     heads, rank, nope, value = CONFIG.num_attention_heads, 512, 128, 128
     shapes = {"k_b_proj": (heads, rank, nope), "v_b_proj": (heads, value, rank)}
@@ -141,8 +141,9 @@ def test_attention_on_the_gpu_is_that_of_the_cpu(kernels, layout, num_queries, l
     )
     parts = rows.split([length // 2, length - length // 2])
     expected = registry.create("attention", "Attention", tensors, context)(q_nope, q_pe, [rows])
-    attend = registry.create("attention_gpu", "Attention", tensors, context)
-    cached = [part.to("cuda", torch.bfloat16) for part in parts if len(part)]
+    kwargs = {"kv_dtype": kv_dtype}
+    attend = registry.create("attention_gpu", "Attention", tensors, context, kwargs)
+    cached = [attend.cache_rows(part.cuda()).to(attend.kv_dtype) for part in parts if len(part)]
     out = attend(q_nope.cuda(), q_pe.cuda(), cached)
     assert out.dtype == torch.float32
     assert difference(out.cpu(), expected) < 2**-6

@@ -150,3 +150,4 @@ def test_attention_on_the_cpu_copies_only_a_kv_b_that_must_be_split(
 def test_the_kv_cache_of_a_token_has_the_published_size() -> None:
     # 61 layers * (512 + 64) * 2 bytes; vLLM's log for K2 agrees
     assert 61 * kv_bytes_per_token(REAL_K2, "bfloat16") == 70272
+    assert 61 * kv_bytes_per_token(REAL_K2, "int8") == 61 * (512 + 64 + 16)

@@ -8,10 +8,9 @@ import torch.nn.functional as F
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from hybrid_k2.kernels import experts, experts_prefill
+from hybrid_k2.kernels import experts
 from hybrid_k2.kernels.expert_table import ExpertMatrix, ExpertTable
 from hybrid_k2.kernels.experts import grouped_experts
-from hybrid_k2.kernels.experts_prefill import prefill_experts
 from hybrid_k2.kernels.matrix import apart, over_blocks
 from hybrid_k2.quant import FORMATS
 from hybrid_k2.quant.random_blocks import random_blocks
@@ -101,24 +100,3 @@ def test_a_token_without_a_hit_has_zeros_and_moving_an_expert_is_seen(device):
     for matrix in (table.gate, table.up, table.down):
         matrix.offsets[0] = -1
     assert not grouped_experts(*args).any()
-
-
-@pytest.mark.parametrize(("gate_up", "down"), [("Q4_K", "Q6_K"), ("Q8_0", "Q4_0")])
-def test_many_tokens_are_grouped_by_expert_and_added_to_what_is_there(
-    gate_up, down, device, bfloat16_step, monkeypatch
-):
-    monkeypatch.setattr(experts_prefill, "_TOKENS", 16)
-    monkeypatch.setattr(experts_prefill, "_UNITS", 4)
-    table, oracle = layer(gate_up, down, False, device)
-    generator = torch.Generator().manual_seed(6)
-    x = torch.randn(21, HIDDEN, generator=generator).to(torch.bfloat16)
-    ids = torch.randint(-1, NUM_EXPERTS, (21, 2), generator=generator, dtype=torch.int32)
-    ids[:18, 0] = 2  # more than one tile
-    weights = torch.rand(21, 2, generator=generator)
-    before = torch.randn(21, HIDDEN, generator=generator)
-    y = prefill_experts(
-        x.to(device), ids.to(device), weights.to(device), table, before.to(device).clone()
-    )
-    expected = oracle(x, ids, weights)
-    # Weights, hidden numbers: three roundings to bfloat16 on the way, cut off by the interpreter.
-    assert (y.cpu() - before - expected).norm() <= 3 * bfloat16_step * expected.norm()
