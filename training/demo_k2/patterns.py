@@ -34,6 +34,33 @@ _OPENERS = (
     "Ok, ",
     "And ",
     "So, ",
+    "",
+    "",
+    "",
+    "Quick question: ",
+    "I have a question. ",
+    "One more thing: ",
+    "Excuse me, ",
+    "Could you tell me: ",
+    "I am new here. ",
+    "Well, ",
+)
+_ENDINGS = (
+    " Thanks!",
+    " Any idea?",
+    " Please be brief.",
+    " I am not sure.",
+    " I could not find it.",
+)
+_HOW = re.compile(r"how (?:do|can|could) I (.+)\?")
+_WAYS = (
+    "how to <1>?",
+    "{tell|show} me how to <1>.",
+    "I {want to|would like to|need to|have to} <1>. {How?|How do I do that?|Can you help?}",
+    "what {do I do|do I type|is the way} to <1>?",
+    "{is there|do you know} a way to <1>?",
+    "{do you know|can you explain|can you tell me} how to <1>?",
+    "what is the {best|right|easiest} way to <1>?",
 )
 _LISTS = {
     "noun": words.NOUNS,
@@ -83,7 +110,7 @@ class Topic:
         text = draw.mine(make)
         if slots is not None:
             slots.update(bound)
-        return as_typed(text, draw)
+        return as_typed(reworded(text, draw), draw)
 
 
 def read(name: str) -> dict[str, Topic]:
@@ -133,10 +160,23 @@ def _drawn(kind: str, draw: Draw) -> str:
     return draw.city() if kind == "city" else draw.name()
 
 
+def reworded(question: str, draw: Draw) -> str:
+    """At times another way to ask how something is done."""
+    found = _HOW.fullmatch(question)
+    if found is None or draw.maybe(0.6):
+        return question
+    return chosen(draw.choice(_WAYS), draw).replace("<1>", found[1])
+
+
 def as_typed(text: str, draw: Draw) -> str:
     """With an opener, a capital and a mark, or without: people type all of these."""
-    opener = draw.choice(_OPENERS) if text.endswith("?") else ""
-    text = opener + text if opener else text[0].upper() + text[1:]
+    opener = ""
+    if text.endswith("?"):
+        opener = draw.choice(_OPENERS)
+        text += draw.choice(_ENDINGS) if draw.maybe(0.06) else ""
+    if opener.endswith(". ") or not opener:
+        text = text[0].upper() + text[1:]
+    text = opener + text
     style = draw.random()
     if style < 0.12:
         text = text.rstrip("?.!")
