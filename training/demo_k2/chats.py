@@ -9,9 +9,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from demo_k2.export import TEMPERATURE
 from hybrid_k2 import Engine, SamplingParams
 
-TEMPERATURE, MAX_TOKENS = 0.6, 160
+MAX_TOKENS = 160
 
 
 def conversations(engine: Engine) -> Iterator[list[tuple[str, str]]]:

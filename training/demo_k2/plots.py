@@ -1,7 +1,8 @@
 """Two pictures of a run: the loss over tokens, and how evenly the experts are used.
 
-`PYTHONPATH=training python -m demo_k2.plots DIR`, where DIR is what the pipeline wrote. Needs
-matplotlib, which nothing else here does.
+`PYTHONPATH=training python -m demo_k2.plots DIR`, where DIR is what the pipeline wrote; where a run
+was resumed, the earlier run's curve lies beside it as `curve-first.csv`. Needs matplotlib, which
+nothing else here does.
 """
 
 from __future__ import annotations
@@ -19,19 +20,30 @@ import numpy as np
 
 
 def loss_curve(folder: Path, out: Path) -> None:
-    """The training loss of the model and of the dense baseline."""
+    """The training loss of the model, both slices, and of the dense baseline."""
     figure, axes = plt.subplots(figsize=(7, 4), dpi=110)
-    for name, label in (("curve.csv", "384 experts, 8 active"), ("curve-dense.csv", "dense")):
-        if (folder / name).is_file():
-            with (folder / name).open(encoding="utf-8") as stream:
-                rows = list(csv.DictReader(stream))
-            tokens = [float(row["tokens"]) / 1e6 for row in rows]
-            axes.plot(tokens, [float(row["loss"]) for row in rows], label=label, linewidth=1)
+    first, second, dense = (curve(folder / f"curve{n}.csv") for n in ("-first", "", "-dense"))
+    if len(first):
+        axes.axvline(first[-1, 0], color="grey", linewidth=0.8, linestyle=":")
+        second[:, 0] += first[-1, 0]
+    both = np.concatenate([first, second])
+    axes.plot(*both.T, label="384 experts, 8 active", linewidth=1)
+    if len(dense):
+        axes.plot(*dense.T, label="dense, same active weights", linewidth=1)
     axes.set(xlabel="million tokens", ylabel="loss, nats a token", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()
     figure.savefig(out)
+
+
+def curve(file: Path) -> np.ndarray:
+    """[rows, 2]: million tokens, loss; no rows where there is no such file."""
+    if not file.is_file():
+        return np.empty((0, 2))
+    with file.open(encoding="utf-8") as stream:
+        rows = [(float(row["tokens"]) / 1e6, float(row["loss"])) for row in csv.DictReader(stream)]
+    return np.array(rows)
 
 
 def expert_map(folder: Path, out: Path) -> None:
