@@ -44,11 +44,16 @@ REASONING_FIELDS = ("reasoning_content", "reasoning")
     help="Port to listen on; 0 takes a free one.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--api-key", help="Clients must send it as 'Authorization: Bearer KEY' or x-api-key.")
+@click.option(
+    "--api-key",
+    "api_keys",
+    multiple=True,
+    help="Clients must send it as 'Authorization: Bearer KEY' or x-api-key; repeatable.",
+)
 @click.option(
     "--api-key-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A file with the key, which `ps` does not show.",
+    help="A file with a key a line, which `ps` does not show.",
 )
 @click.option("--insecure", is_flag=True, help="Let other machines in without an --api-key.")
 @click.option("--allowed-host", multiple=True, help="Another name clients may use; repeatable.")
@@ -143,7 +148,7 @@ def command(
     model: Path | None,
     port: int,
     host: str,
-    api_key: str | None,
+    api_keys: tuple[str, ...],
     api_key_file: Path | None,
     insecure: bool,
     allowed_host: tuple[str, ...],
@@ -183,13 +188,13 @@ def command(
     if cache_quota is not None and cache_dir is None:
         raise click.UsageError("--cache-quota limits --cache-dir; give that, too")
     model = model or gguf_path
-    key = _api_key(api_key, api_key_file)
-    if not (_is_loopback(host) or key or insecure):
+    keys = _all_keys(api_keys, api_key_file)
+    if not (_is_loopback(host) or keys or insecure):
         raise BadInputError(
             f"--host {host} lets other machines use this one; give --api-key KEY, "
             "or --insecure if everybody who can reach it may"
         )
-    if "*" in cors_origin and not key:
+    if "*" in cors_origin and not keys:
         raise BadInputError(
             "--cors-origin '*' lets every page in a browser use this server; give --api-key KEY, "
             "or name the pages' origins"
@@ -203,7 +208,7 @@ def command(
     settings = ServerSettings(
         model_name=served_model_name or _model_name(model),
         host=host,
-        api_key=key,
+        api_keys=keys,
         allowed_hosts=allowed_host,
         cors_origins=cors_origin,
         max_waiting=max_waiting,
@@ -231,12 +236,14 @@ def command(
         )
 
 
-def _api_key(given: str | None, file: Path | None) -> str | None:
-    if given is not None and file is not None:
-        raise click.UsageError("give --api-key or --api-key-file, not both")
+def _all_keys(given: tuple[str, ...], file: Path | None) -> tuple[str, ...]:
     if file is not None:
-        given = file.read_text(encoding="utf-8", errors="replace").strip()
-    if given is not None and not given.strip():
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+        from_file = tuple(line.strip() for line in lines if line.strip())
+        if not from_file:
+            raise click.UsageError(f"{file} has no API key; write one a line, or leave it out")
+        given += from_file
+    if not all(key.strip() for key in given):
         raise click.UsageError("the API key is empty; leave the option out or give a key")
     return given
 

@@ -161,7 +161,7 @@ def _save_cache(engine: Engine) -> None:
 def _print_ready(notice: str | None, service: Service, listener: socket.socket) -> None:
     settings = service.settings
     url = f"http://{_shown_host(listener)}:{listener.getsockname()[1]}/v1"
-    key = ' -H "Authorization: Bearer $API_KEY"' if settings.api_key else ""
+    key = ' -H "Authorization: Bearer $API_KEY"' if settings.api_keys else ""
     body = (
         f'{{"model": "{settings.model_name}", "messages": [{{"role": "user", "content": "Hi"}}]}}'
     )

@@ -134,6 +134,7 @@ class Answer:
         parallel_tool_calls: bool = True,
         timeout_s: float | None = None,
         with_progress: bool = False,
+        cache_salt: str = "",
     ) -> "Answer":
         """Hands the prompt to the engine; raises as EngineThread.submit does.
 
@@ -151,7 +152,9 @@ class Answer:
             )
             for _ in choices
         ]
-        generation = await thread.submit(token_ids, choices, timeout_s, with_progress=with_progress)
+        generation = await thread.submit(
+            token_ids, choices, timeout_s, with_progress=with_progress, cache_salt=cache_salt
+        )
         return cls(generation, len(token_ids), streams)
 
     async def pieces(self) -> AsyncIterator[Piece]:

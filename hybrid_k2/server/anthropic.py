@@ -22,6 +22,7 @@ from hybrid_k2.server.exchange import (
     check_model,
     count_prompt_tokens,
     respond,
+    salt_of,
     start_chat,
 )
 from hybrid_k2.server.request_body import body_docs, read_body
@@ -71,6 +72,7 @@ class Messages:
             stop=body.stop_sequences or (),
             parallel_tool_calls=not (body.tool_choice or {}).get("disable_parallel_tool_use"),
             form=to_form(body, chat.tools),
+            cache_salt=salt_of(request),
         )
         return await respond(
             request,

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hybrid_k2.server.anthropic_schemas import CountTokensRequest
-from hybrid_k2.server.chat import Chat
+from hybrid_k2.server.chat import Chat, token_count
 from hybrid_k2.server.constraints import AnswerForm, answer_form
 from hybrid_k2.server.errors import ApiError
 
@@ -38,6 +38,7 @@ def to_chat(body: CountTokensRequest) -> Chat:
         tools=_to_tools(body),
         thinking=_THINKING.get(str((body.thinking or {}).get("type"))),
         continues=body.messages[-1].get("role") == "assistant",
+        thinking_budget=token_count((body.thinking or {}).get("budget_tokens")),
     )
 
 

@@ -24,6 +24,7 @@ class Chat:
     thinking: None leaves it to the model; K2.5 and later have the switch, and the demo model has.
     preserve_thinking: keep the reasoning of all earlier turns in the prompt.
     continues: the last message is the beginning of the answer.
+    thinking_budget: the most tokens of reasoning; None is as many as the model wants.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -31,6 +32,7 @@ class Chat:
     thinking: bool | None = None
     preserve_thinking: bool = False
     continues: bool = False
+    thinking_budget: int | None = None
 
     def template(self, service: Service) -> ChatTemplate:
         """The model's template with this conversation's switches."""
@@ -90,6 +92,11 @@ class Chat:
             for i, (role, message) in enumerate(zip(roles, self.messages, strict=True))
         ]
         return replace(self, messages=messages)
+
+
+def token_count(given: Any) -> int | None:
+    """An integer as it is; anything else, which no client means, as nothing."""
+    return given if isinstance(given, int) and not isinstance(given, bool) else None
 
 
 def _check_beginning(message: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request, Response
 from hybrid_k2.engine.sampler import TokenLogprobs
 from hybrid_k2.server.answer import Answer, Piece
 from hybrid_k2.server.errors import ApiError
-from hybrid_k2.server.exchange import IgnoredParts, check_model, respond
+from hybrid_k2.server.exchange import IgnoredParts, check_model, respond, salt_of
 from hybrid_k2.server.openai import usage_object
 from hybrid_k2.server.openai_sampling import sampling_choices
 from hybrid_k2.server.request_body import body_docs, read_body
@@ -39,13 +39,13 @@ def create_router(service: Service) -> APIRouter:
         check_model(service, body.model)
         _check_supported(body)
         shape = functools.partial(_Completion, service, body)
-        start = _start(service, body)
+        start = _start(service, body, salt_of(request, body.cache_salt))
         return await respond(request, service, start, shape, stream=bool(body.stream))
 
     return router
 
 
-async def _start(service: Service, body: CompletionRequest) -> Answer:
+async def _start(service: Service, body: CompletionRequest, salt: str) -> Answer:
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     template = service.engine.template
     choices = sampling_choices(
@@ -65,6 +65,7 @@ async def _start(service: Service, body: CompletionRequest) -> Answer:
         stop=body.stop_strings,
         tools=None,
         timeout_s=service.settings.request_timeout_s,
+        cache_salt=salt,
     )
 
 
@@ -88,12 +89,15 @@ class _Completion:
         choices = []
         for index, parts in enumerate(pieces):
             logprobs = [entry for part in parts for entry in part.logprobs]
-            text = "".join(map(_text, parts))
+            text = self._echo() + "".join(map(_text, parts))
             choices.append(self._choice(index, text, logprobs, parts[-1].finish_reason))
         return self._object(choices, usage=usage_object(self._answer.usage))
 
     async def events(self) -> AsyncGenerator[str, None]:
         """The parts as events."""
+        if echo := self._echo():
+            for index in range(self._body.n or 1):
+                yield data_event(self._object([self._choice(index, echo, (), None)]))
         async for piece in self._answer.pieces():
             choice = self._choice(piece.index, _text(piece), piece.logprobs, piece.finish_reason)
             yield data_event(self._object([choice]))
@@ -103,6 +107,11 @@ class _Completion:
 
     def error_event(self, error: ApiError) -> str:
         return data_event(error.body)
+
+    def _echo(self) -> str:
+        """The prompt's text, where the answer is to begin with it."""
+        prompt = _single_prompt(self._body) if self._body.echo else ""
+        return prompt if isinstance(prompt, str) else self._tokenizer.decode(prompt)
 
     def _choice(
         self,
@@ -162,10 +171,11 @@ def _single_prompt(body: CompletionRequest) -> str | list[int]:
 
 def _check_supported(body: CompletionRequest) -> None:
     unsupported = {
-        "echo": body.echo,
+        "echo together with logprobs": body.echo and body.logprobs is not None,
         "suffix": body.suffix is not None,
         "best_of": (body.best_of or 1) > 1,
     }
     for name, is_asked in unsupported.items():
         if is_asked:
-            raise ApiError(400, f"{name} is not supported for completions", param=name)
+            param = name.split()[0]
+            raise ApiError(400, f"{name} is not supported for completions", param=param)

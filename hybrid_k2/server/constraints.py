@@ -13,12 +13,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hybrid_k2.engine import SamplingParams
+from hybrid_k2.engine.constraint import Grammar
 from hybrid_k2.server.chat import Chat
 from hybrid_k2.server.errors import ApiError
 from hybrid_k2.server.service import Service
 from hybrid_k2.text.answer_grammar import AnswerGrammar
 from hybrid_k2.text.call_ids import CallIds
 from hybrid_k2.text.json_grammar import JsonGrammar
+from hybrid_k2.text.thinking_budget import ThinkingBudget
 
 Tool = Mapping[str, Any]
 
@@ -83,17 +85,27 @@ def answer_form(
 
 async def constrained(
     service: Service,
-    form: AnswerForm,
+    form: AnswerForm | None,
     choices: Sequence[SamplingParams],
     chat: Chat,
 ) -> list[SamplingParams]:
-    """Returns the choices with the form's grammar; raises what is wrong with a schema.
+    """Returns the choices with the grammar of the form, if any, and of the budget for thinking.
 
     chat: the conversation answered, which the template has rendered.
+    Raises what is wrong with a schema, and a 400 for a budget that is no count.
     """
-    if form.content is not None and chat.continues:
-        raise _wrong("response_format", "an answer that is begun cannot be held to a form")
-    grammar = await asyncio.to_thread(_compiled, service, form, chat)
+    grammar: Grammar | None = None
+    if form is not None:
+        if form.content is not None and chat.continues:
+            raise _wrong("response_format", "an answer that is begun cannot be held to a form")
+        grammar = await asyncio.to_thread(_compiled, service, form, chat)
+    budget = chat.thinking_budget
+    if budget is not None and budget < 0:
+        raise _wrong("thinking_budget", f"is {budget}; it must be a number of tokens, 0 or more")
+    if budget is not None and chat.begins_thinking(service):
+        grammar = ThinkingBudget(service.engine.tokenizer, budget, grammar)
+    if grammar is None:
+        return list(choices)
     return [dataclasses.replace(params, grammar=grammar) for params in choices]
 
 

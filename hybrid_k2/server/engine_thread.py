@@ -79,10 +79,12 @@ class EngineThread:
         timeout_s: float | None = None,
         *,
         with_progress: bool = False,
+        cache_salt: str = "",
     ) -> Generation:
         """Starts one answer per element of `choices`; returns once the engine has accepted them.
 
         with_progress: say how much of the prompt is read, for the first choice.
+        cache_salt: prefixes are shared only among requests with the same one.
         Raises RequestError where the engine refuses, ApiError 429 where the queue is full.
         """
         if not self._is_running:
@@ -100,7 +102,7 @@ class EngineThread:
 
         def submit() -> None:
             try:
-                self._submit(generation, token_ids, choices, with_progress)
+                self._submit(generation, token_ids, choices, with_progress, cache_salt)
             except Exception as error:
                 call_in_loop(loop, _settle, accepted, error)
             else:
@@ -204,9 +206,10 @@ class EngineThread:
         token_ids: Sequence[int],
         choices: Sequence[SamplingParams],
         with_progress: bool,
+        cache_salt: str,
     ) -> None:
         for index, params in enumerate(choices):
-            request_id = self.core.submit(token_ids, params)
+            request_id = self.core.submit(token_ids, params, cache_salt=cache_salt)
             timer = self._metrics.request(len(token_ids))
             is_shown = with_progress and index == 0
             self._routes[request_id] = _Route(generation, index, timer, is_shown)

@@ -104,14 +104,14 @@ async def start_chat(
     parallel_tool_calls: bool = True,
     form: AnswerForm | None = None,
     with_progress: bool = False,
+    cache_salt: str = "",
 ) -> Answer:
     """Renders a conversation and hands it to the engine.
 
     Raises what the template finds wrong with it or the form demands in vain, and as Answer.start.
     """
     token_ids = await chat.prompt(service)
-    if form is not None:
-        choices = await constrained(service, form, choices, chat)
+    choices = await constrained(service, form, choices, chat)
     return await Answer.start(
         service.thread,
         service.engine.tokenizer,
@@ -124,7 +124,14 @@ async def start_chat(
         parallel_tool_calls=parallel_tool_calls,
         timeout_s=service.settings.request_timeout_s,
         with_progress=with_progress,
+        cache_salt=cache_salt,
     )
+
+
+def salt_of(request: Request, given: str | None = None) -> str:
+    """Who shares cached prefixes with a request: holders of its key who give the same salt."""
+    key = getattr(request.state, "cache_salt", "")
+    return f"{key}/{given or ''}" if key or given else ""
 
 
 async def count_prompt_tokens(service: Service, chat: Chat) -> int:

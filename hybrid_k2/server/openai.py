@@ -17,7 +17,7 @@ from hybrid_k2.engine.sampler import TokenLogprobs
 from hybrid_k2.server.answer import Answer, Piece, Usage
 from hybrid_k2.server.constraints import answer_form
 from hybrid_k2.server.errors import ApiError
-from hybrid_k2.server.exchange import IgnoredParts, check_model, respond, start_chat
+from hybrid_k2.server.exchange import IgnoredParts, check_model, respond, salt_of, start_chat
 from hybrid_k2.server.openai_messages import to_chat, unknown_parts
 from hybrid_k2.server.openai_sampling import sampling_choices
 from hybrid_k2.server.openai_tools import tool_call_chunk, tool_call_object
@@ -79,6 +79,7 @@ class ChatCompletions:
             parallel_tool_calls=parallel_tool_calls,
             form=form,
             with_progress=bool(body.stream and body.return_progress),
+            cache_salt=salt_of(request, body.cache_salt),
         )
         shape = functools.partial(_Chat, self._service, body)
         return await respond(request, self._service, start, shape, stream=bool(body.stream))

@@ -6,7 +6,7 @@ Knows nothing of HTTP, of sampling or of answers.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hybrid_k2.server.chat import Chat
+from hybrid_k2.server.chat import Chat, token_count
 from hybrid_k2.server.openai_tools import offered_tools
 from hybrid_k2.server.schemas import ChatCompletionRequest
 
@@ -25,6 +25,7 @@ def to_chat(body: ChatCompletionRequest) -> Chat:
         thinking=_thinking(body),
         preserve_thinking=_switches(body).get("preserve_thinking") is True,
         continues=is_begun and last.get("role") == "assistant",
+        thinking_budget=_thinking_budget(body),
     )
 
 
@@ -54,6 +55,13 @@ def _thinking(body: ChatCompletionRequest) -> bool | None:
         if isinstance(switches.get(name), bool):
             return switches[name]
     return None if body.reasoning_effort is None else body.reasoning_effort != "none"
+
+
+def _thinking_budget(body: ChatCompletionRequest) -> int | None:
+    """Qwen's name, vLLM's, or that of Anthropic's `thinking`."""
+    within = (body.thinking or {}).get("budget_tokens")
+    given = (body.thinking_budget, body.thinking_token_budget, within)
+    return next((budget for budget in map(token_count, given) if budget is not None), None)
 
 
 def _switches(body: ChatCompletionRequest) -> dict[str, Any]:

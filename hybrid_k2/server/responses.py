@@ -21,6 +21,7 @@ from hybrid_k2.server.exchange import (
     check_model,
     count_prompt_tokens,
     respond,
+    salt_of,
     start_chat,
 )
 from hybrid_k2.server.request_body import body_docs, read_body
@@ -105,6 +106,7 @@ class Responses:
             form=answer_form(
                 chat.tools, body.tool_choice, _text_format(body), parallel_tool_calls=parallel
             ),
+            cache_salt=salt_of(request),
         )
         shape = functools.partial(_Response, self._service, self._store, body, items, tools)
         return await respond(request, self._service, start, shape, stream=bool(body.stream))

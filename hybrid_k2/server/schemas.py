@@ -51,6 +51,7 @@ class GenerationRequest(BaseModel):
     min_tokens: int | None = None
     logit_bias: dict[str, float] | None = None
     ignore_eos: bool | None = None
+    cache_salt: Annotated[str, Field(max_length=256)] | None = None
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)] | None = None
 
     @property
@@ -77,13 +78,15 @@ class ChatCompletionRequest(GenerationRequest):
     chat_template_kwargs: dict[str, Any] | None = None
     thinking: dict[str, Any] | None = None
     reasoning_effort: str | None = None
+    thinking_budget: int | None = None
+    thinking_token_budget: int | None = None
     continue_final_message: bool | None = None
     return_progress: bool | None = None
     response_format: ResponseFormat | None = None
 
 
 class CompletionRequest(GenerationRequest):
-    """POST /v1/completions. The last three fields are known in order to be refused."""
+    """POST /v1/completions. `suffix` and `best_of` are known in order to be refused."""
 
     prompt: str | list[int] | Annotated[list[str] | list[list[int]], Field(max_length=1)]
     logprobs: int | None = None

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """Times in seconds. `host` is what the socket is bound to; api_key None leaves the API open.
+    """Times in seconds. `host` is what the socket is bound to.
 
+    api_keys: one of them lets a request in; without any the API is open. Where there are several,
+    their holders share no cached prefixes.
     allowed_hosts: names besides loopback's that a Host header may carry.
     cors_origins: pages of these origins may use the API from a browser; "*" lets all of them.
     max_waiting: requests queued beyond the engine's places before the next one gets a 429.
@@ -20,7 +22,7 @@ class ServerSettings:
 
     model_name: str = "kimi-k2"
     host: str = "127.0.0.1"
-    api_key: str | None = None
+    api_keys: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     max_waiting: int = 64

@@ -381,7 +381,7 @@ def test_a_foreign_pages_request_is_refused(serve, origin):  # noqa: F811
     ids=str,
 )
 def test_a_key_is_needed_where_one_is_set(serve, headers, expected):  # noqa: F811
-    server = serve(ScriptedEngine(), api_key="secret")
+    server = serve(ScriptedEngine(), api_keys=("secret",))
     status, answer, _ = post(server, HELLO, **headers)
     assert status == expected
     if expected == 401:

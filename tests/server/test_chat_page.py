@@ -147,12 +147,16 @@ def test_options_go_into_the_request_and_are_kept(serve, visit):
     page = visit(serve(ScriptedEngine()))
     fields = {"System prompt": "Be brief.", "Temperature": "0.5", "Top_k": "7", "Most_tokens": "3"}
     set_options(page, **fields)
+    page.get_by_role("button", name="Options").click()
+    page.get_by_label("Thinking").select_option("think first")
+    page.get_by_role("button", name="Done").click()
     page.reload()
     with page.expect_request("**/chat/completions") as asked:
         ask(page, "hello")
     body = asked.value.post_data_json
     assert body["messages"][0] == {"role": "system", "content": "Be brief."}
     assert (body["temperature"], body["top_k"], body["max_tokens"]) == (0.5, 7, 3)
+    assert body["chat_template_kwargs"] == {"thinking": True}
     assert "top_p" not in body
     done(page, "The answer was cut at its most tokens")
 
@@ -211,7 +215,7 @@ def test_a_failed_request_says_why_and_leaves_the_next_one_alone(serve, visit):
 
 
 def test_a_key_is_asked_for_by_the_server_and_sent_by_the_page(serve, visit):
-    page = visit(serve(ScriptedEngine(), api_key="secret"))
+    page = visit(serve(ScriptedEngine(), api_keys=("secret",)))
     ask(page, "hello")
     done(page, "The request failed")
     set_options(page, API_key="secret")
@@ -231,7 +235,7 @@ def test_every_control_has_a_name_and_the_keyboard_reaches_it(serve, visit):
     assert {"send", "again", "open-options", "new"} <= set(reached)
     page.get_by_role("button", name="Options").click()
     unnamed = page.evaluate(
-        """() => [...document.querySelectorAll("input, textarea")].filter(
+        """() => [...document.querySelectorAll("input, textarea, select")].filter(
             (field) => !field.labels.length || !field.labels[0].textContent.trim()).length"""
     )
     assert unnamed == 0

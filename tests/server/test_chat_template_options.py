@@ -117,3 +117,55 @@ def test_without_that_option_they_do_not(serve):
         ask(serve(ScriptedEngine(context=700)), rounds(4))
     assert caught.value.code == "context_length_exceeded"
     assert caught.value.body["n_ctx"] == 700
+
+
+THOUGHT = ["<think>", "Hm, let me see.", "</think>", "So."]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"thinking_budget": 3},
+        {"thinking_token_budget": 3},
+        {"thinking": {"type": "enabled", "budget_tokens": 3}},
+    ],
+)
+def test_a_budget_ends_the_reasoning_and_the_answer_goes_on(serve, options):
+    engine = ScriptedEngine({"why": THOUGHT}, thinking=True)
+    answer = (
+        serve(engine)
+        .client()
+        .chat.completions.create(
+            model="k2",
+            messages=[{"role": "user", "content": "why"}],
+            max_tokens=8,
+            extra_body=options,
+        )
+    )
+    reasoning = answer.choices[0].message.reasoning_content
+    assert len(engine.tokenizer.encode(reasoning)) <= 3
+    assert "Hm, let me see.".startswith(reasoning)
+    assert answer.choices[0].message.content
+
+
+def test_anthropics_budget_is_one_too_and_a_larger_one_changes_nothing(serve):
+    engine = ScriptedEngine({"why": THOUGHT}, thinking=True)
+    client = serve(engine).anthropic().messages
+    question = {"model": "k2", "messages": [{"role": "user", "content": "why"}], "max_tokens": 40}
+    short = client.create(**question, thinking={"type": "enabled", "budget_tokens": 2}).content
+    assert len(engine.tokenizer.encode(short[0].thinking)) <= 2 and short[1].type == "text"
+    whole = client.create(**question, thinking={"type": "enabled", "budget_tokens": 1024}).content
+    assert [whole[0].thinking, whole[1].text] == ["Hm, let me see.", "So."]
+
+
+def test_a_budget_that_is_no_count_is_refused_and_one_for_no_thinking_is_not(serve):
+    hello = {"model": "k2", "messages": [{"role": "user", "content": "hello"}]}
+    client = serve(ScriptedEngine(thinking=True)).client().chat.completions
+    with pytest.raises(openai.BadRequestError, match="thinking_budget: is -1"):
+        client.create(**hello, extra_body={"thinking_budget": -1})
+    answer = (
+        serve(ScriptedEngine())
+        .client()
+        .chat.completions.create(**hello, extra_body={"thinking_budget": 0})
+    )
+    assert answer.choices[0].message.content == "You said: hello"

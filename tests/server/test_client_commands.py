@@ -68,7 +68,7 @@ def test_chat_names_the_models_there_are_and_the_options_that_do_not_apply(serve
 
 
 def test_chat_passes_a_servers_refusal_and_its_failure_on(serve, nobody):
-    server = serve(ScriptedEngine(), api_key="secret")
+    server = serve(ScriptedEngine(), api_keys=("secret",))
     result = run("chat", "--url", server.url, "-p", "hello")
     assert result.exit_code == 2 and "--api-key" in result.stderr
     result = run("chat", "--url", server.url, "--api-key", "secret", "-p", "hello")
@@ -133,7 +133,7 @@ def test_whatever_a_server_says_is_one_line_of_error(said, complaint):
 
 @pytest.mark.parametrize("agent", AGENTS)
 def test_launch_prints_a_line_that_a_shell_reads_back(serve, agent):
-    server = serve(ScriptedEngine(), model_name="my k2", api_key="se cret")
+    server = serve(ScriptedEngine(), model_name="my k2", api_keys=("se cret",))
     result = run("launch", agent, "--url", server.url, "--api-key", "se cret", "--", "-p", "a b")
     assert result.exit_code == 0, result.output
     words = shlex.split(result.stdout.replace("\\\n", " "))

@@ -88,17 +88,32 @@ def test_logprobs_come_in_the_older_apis_lists(serve, stream):
 def test_text_is_encoded_without_a_template_and_without_markers(serve, monkeypatch):
     engine = ScriptedEngine()
     seen = []
-    monkeypatch.setattr(engine.core, "submit", lambda ids, params: seen.append(ids) or 1 // 0)
+    monkeypatch.setattr(engine.core, "submit", lambda ids, params, **_: seen.append(ids) or 1 // 0)
     with pytest.raises(openai.InternalServerError):
         serve(engine).client().completions.create(model="k2", prompt="a<|im_end|>b")
     assert seen == [engine.tokenizer.encode("a<|im_end|>b")]
     assert engine.tokenizer.special_id("<|im_end|>") not in seen[0]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("as_ids", [False, True])
+def test_an_echo_puts_the_prompt_before_every_answer(serve, stream, as_ids):
+    engine = ScriptedEngine()
+    prompt = engine.tokenizer.encode("b\u00e4r") if as_ids else "b\u00e4r"
+    answer = (
+        serve(engine)
+        .client()
+        .completions.create(model="k2", prompt=prompt, echo=True, max_tokens=3, n=2, stream=stream)
+    )
+    parts = [part for chunk in answer for part in chunk.choices] if stream else answer.choices
+    for index in range(2):
+        assert "".join(part.text for part in parts if part.index == index) == "b\u00e4raaa"
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"echo": True}, "echo"),
+        ({"echo": True, "logprobs": 1}, "echo together with logprobs"),
         ({"logprobs": 21}, "logprobs"),
         ({"suffix": "x"}, "suffix"),
         ({"best_of": 2}, "best_of"),

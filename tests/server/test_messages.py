@@ -407,7 +407,7 @@ def test_a_wrong_value_is_a_400_that_names_it(serve, body, message):
 
 
 def test_every_refusal_has_anthropics_type(serve):
-    server = serve(ScriptedEngine(), api_key="secret")
+    server = serve(ScriptedEngine(), api_keys=("secret",))
     with pytest.raises(anthropic.AuthenticationError) as caught:
         create(server)
     assert caught.value.body["error"]["type"] == "authentication_error"

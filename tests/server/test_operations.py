@@ -37,13 +37,13 @@ def ask(server, messages=HELLO, **options):
 @pytest.mark.parametrize("engine", [None, ScriptedEngine])
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
 def test_somebody_is_there_while_loading_too(serve, engine, method):
-    server = serve(engine and engine(), api_key="secret")
+    server = serve(engine and engine(), api_keys=("secret",))
     assert get(server, "/", method)[0] == 200
 
 
 @pytest.mark.parametrize("path", ["/health", "/v1/health", "/ready"])
 def test_the_states_of_a_servers_life_are_seen_without_a_key(serve, path):
-    server = serve(None, api_key="secret")
+    server = serve(None, api_keys=("secret",))
     server.service.report_progress("reading", 3, 10)
     status, text, _ = get(server, path)
     assert (status, json.loads(text)["status"]) == (503, "loading")
@@ -208,7 +208,7 @@ def test_pages_of_other_origins_are_let_in_only_where_configured(serve):
     }
     closed = serve(ScriptedEngine())
     assert get(closed, "/v1/chat/completions", "OPTIONS", **preflight)[0] == 403
-    server = serve(ScriptedEngine(), cors_origins=("http://app.example",), api_key="secret")
+    server = serve(ScriptedEngine(), cors_origins=("http://app.example",), api_keys=("secret",))
     status, _, headers = get(server, "/v1/chat/completions", "OPTIONS", **preflight)
     assert status == 200
     assert headers["access-control-allow-origin"] == "http://app.example"
@@ -219,3 +219,33 @@ def test_pages_of_other_origins_are_let_in_only_where_configured(serve):
     other = server.client(api_key="secret", default_headers={"Origin": "http://evil.example"})
     with pytest.raises(openai.PermissionDeniedError):
         other.chat.completions.create(model="k2", messages=HELLO)
+
+
+def test_each_of_several_keys_lets_in_and_sees_only_its_own_cached_prefixes(serve):
+    server = serve(ScriptedEngine(), api_keys=("alice", "bob"))
+
+    def cached(key, **options):
+        answer = server.client(api_key=key).chat.completions.create(
+            model="k2", messages=[{"role": "user", "content": "hello " * 60}], **options
+        )
+        return answer.usage.prompt_tokens_details.cached_tokens
+
+    assert cached("alice") == 0
+    assert cached("alice") > 0
+    assert cached("bob") == 0  # how fast an answer comes would tell what others have asked
+    assert cached("bob") > 0
+    assert cached("bob", extra_body={"cache_salt": "a customer"}) == 0
+    assert cached("bob", extra_body={"cache_salt": "a customer"}) > 0
+    with pytest.raises(openai.AuthenticationError):
+        cached("mallory")
+
+
+def test_with_one_key_or_none_all_share_what_is_cached(serve):
+    for keys in ((), ("secret",)):
+        server = serve(ScriptedEngine(), api_keys=keys)
+        client = server.client(api_key="secret").chat.completions
+        messages = [{"role": "user", "content": "hello " * 60}]
+        client.create(model="k2", messages=messages)
+        anthropics = server.anthropic(api_key="secret").messages
+        usage = anthropics.create(model="k2", messages=messages, max_tokens=1).usage
+        assert usage.cache_read_input_tokens > 0
