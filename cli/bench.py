@@ -21,6 +21,7 @@ STEP_EPILOG = """\b
 Examples:
   hybrid-k2 bench step
   hybrid-k2 bench step --context 2048 --context 32768 --tokens 8192 --json
+  hybrid-k2 bench step --tokens 8192 --vs llama.cpp
 """
 STEP_COLUMNS = (
     "phase",
@@ -200,6 +201,12 @@ def experts(
 @click.option("--threads", type=click.IntRange(1), help="[default: the cores this may use]")
 @click.option("--tier", default="", help="Kernel tier. [default: the best this machine runs]")
 @click.option("--seconds", type=float, default=3.0, show_default=True, help="Spent on each depth.")
+@click.option(
+    "--vs",
+    "peer",
+    type=click.Choice(["llama.cpp"]),
+    help="Time its steps of the same shapes, too; on a GPU it must have been built with CUDA.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def step(
     layers: int,
@@ -217,6 +224,7 @@ def step(
     threads: int | None,
     tier: str,
     seconds: float,
+    peer: str | None,
     as_json: bool,
 ) -> None:
     """Time whole steps of a K2 of true width with one dense layer and a few of experts.
@@ -267,6 +275,13 @@ def step(
         context=max([*contexts, *prompts]) + 1,
     )
     placement = Placement(device, dense_quant, quant, experts, experts_kwargs, skew)
+    theirs = {}
+    if peer is not None:
+        from hybrid_k2.bench.peer_llama_step import PeerRequest, measure_llama_cpp
+
+        threads = runtime.resolved_threads
+        request = PeerRequest(placement, layers, contexts, prompts, threads, seconds)
+        theirs = {(r.phase, r.context, r.tokens): r for r in measure_llama_cpp(request)}
     if not as_json:
         click.echo(_line(STEP_COLUMNS, STEP_WIDTHS))
     for row in measure_steps(
@@ -279,8 +294,11 @@ def step(
         seconds=seconds,
         vram_bytes=vram_bytes,
     ):
+        other = theirs.get((row.phase, row.context, row.tokens))
         if as_json:
             derived = {"share": row.share, "cpu_share": row.cpu_share}
+            if other is not None:
+                derived |= {"llama_cpp": asdict(other), "ratio": row.tokens_s / other.tokens_s}
             click.echo(json.dumps(asdict(row) | derived))
             continue
         parts = (row.layer_ms, row.wait_ms, row.copy_ms, row.cpu_ms, row.after_ms)
@@ -289,6 +307,11 @@ def step(
         cells = (row.phase, row.context, row.tokens, *(f"{part:.3f}" for part in parts), gpu_ms)
         cells = (*cells, *(f"{value:.1f}" for value in rates), f"{row.share:.0%}")
         click.echo(_line(cells, STEP_WIDTHS))
+        if other is not None:
+            click.echo(
+                f"{'':9}llama.cpp: {other.layer_ms:.3f} ms, {other.tokens_s:.1f} tok/s*; "
+                f"ours {row.tokens_s / other.tokens_s:.2f} times"
+            )
 
 
 def _line(cells: tuple[object, ...], widths: tuple[int, ...] = WIDTHS) -> str:

@@ -17,13 +17,18 @@ import torch
 from hybrid_k2 import _cpu
 from hybrid_k2.backends.cpu_kernels import NativeKernels
 from hybrid_k2.backends.vram import hold_to
-from hybrid_k2.bench.synthetic_model import K2, Placement, experts_bytes, synthetic_modules
+from hybrid_k2.bench.synthetic_model import (
+    EXTRAPOLATED_LAYERS,
+    K2,
+    Placement,
+    experts_bytes,
+    synthetic_modules,
+)
 from hybrid_k2.config import K2Config, RuntimeConfig
 from hybrid_k2.model.kimi_k2 import KimiK2
 from hybrid_k2.model.pages import pages_of
 from hybrid_k2.model.span import Span
 
-EXTRAPOLATED_LAYERS = 61
 _STATISTICS_TOKENS = 2048  # of the prompt that decides which experts stay in VRAM
 _COPY_BYTES = 256 << 20
 _MIN_RUNS = 5

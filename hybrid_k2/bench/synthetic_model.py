@@ -46,6 +46,7 @@ K2 = K2Config(
     rms_norm_eps=1e-6,
 )
 
+EXTRAPOLATED_LAYERS = 61
 _DISTINCT_BYTES = 32 << 20  # of random bits in a tensor, which are then repeated
 _COPY_THREADS = 8  # touching fresh memory is most of the work
 

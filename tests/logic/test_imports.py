@@ -26,7 +26,7 @@ ALLOWED = {
     "api": "engine text rules checkpoint config errors demo_model",
     "server": "__init__ engine text config errors",
     "engine": "model rules checkpoint backends quant config errors",
-    "bench": "__init__ model backends quant config errors _cpu",
+    "bench": "__init__ model backends checkpoint quant config errors _cpu",
     "model": "backends config errors",
     "rules": "backends.registry backends.footprint checkpoint quant config errors cgroups"
     " optimize_rules",

@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("hybrid_k2._cpu", reason="the C++ extension is not built")
 
+from hybrid_k2.bench.peer_llama_step import PeerRequest, _opened, measure_llama_cpp
 from hybrid_k2.bench.step import TimedKernels, measure_steps
 from hybrid_k2.bench.synthetic_model import (
     K2,
@@ -15,6 +16,7 @@ from hybrid_k2.bench.synthetic_model import (
     synthetic_modules,
 )
 from hybrid_k2.config import RuntimeConfig
+from hybrid_k2.errors import BadInputError
 
 TINY = replace(
     K2,
@@ -69,3 +71,29 @@ def test_tokens_of_the_synthetic_model_are_routed_differently():
     ids, weights = modules["model.layers.1.mlp.gate"](h)
     assert len({tuple(sorted(row)) for row in ids.tolist()}) > 60
     assert len(ids.unique()) == 32 and weights.std() > 0
+
+
+def test_llama_cpp_runs_a_model_of_the_same_shapes():
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    request = PeerRequest(Placement("cpu"), 2, (70, 600), (100,), 2, 0.01, TINY)
+    rows = measure_llama_cpp(request)
+    shapes = [(row.phase, row.context, row.tokens) for row in rows]
+    assert shapes == [("decode", 70, 1), ("decode", 600, 1), ("prefill", 0, 100)]
+    assert all(row.runs >= 1 for row in rows)
+
+
+def test_llama_cpp_without_cuda_is_refused_for_a_gpu():
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    if llama_cpp.llama_supports_gpu_offload():
+        pytest.skip("it was built for a GPU")
+    request = PeerRequest(Placement("cuda:0"), 2, (70,), (), 2, 0.01, TINY)
+    with pytest.raises(BadInputError, match="built without CUDA"):
+        measure_llama_cpp(request)
+
+
+def test_a_file_for_llama_cpp_that_no_disk_holds_is_refused():
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    request = PeerRequest(Placement("cpu"), 4000, (70,), (), 2, 0.01, K2)
+    config = replace(K2, num_hidden_layers=4000)
+    with pytest.raises(BadInputError, match="set TMPDIR"), _opened(config, request, on_gpu=False):
+        pass
