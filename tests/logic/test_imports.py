@@ -58,8 +58,8 @@ OPTIONAL_PACKAGES = {
     "regex": "rules",
     "yaml": "rules",
     "click": "cli",
-    "gguf": "checkpoint quant demo_model",
-    "llama_cpp": "",
+    "gguf": "checkpoint quant demo_model bench",
+    "llama_cpp": "bench",
     "transformers": "",
 }
 
