@@ -32,7 +32,7 @@ class ServerSettings:
     max_stored_responses: int = 256
     request_timeout_s: float = 3600.0
     keep_alive_s: float = 10.0
-    stream_interval_s: float = 0.02
+    stream_interval_s: float = 0.04
     reasoning_fields: tuple[str, ...] = ("reasoning_content", "reasoning")
     scale_temperature: bool = True
     hide_tool_outputs: bool = False
