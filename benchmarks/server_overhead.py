@@ -5,9 +5,9 @@
 Both run the same engine on the same prompt, greedily, in turns, from the first token to the last;
 the ratio of the best rounds, which other programs disturbed least, is the figure. The client is a
 process of its own that does nothing but read the socket. Beside the ratio stands the processor's
-time that the server's thread takes, which other programs disturb less. Without a model the demo model runs: its
-token costs some 7 milliseconds on two cores, K2's about a hundred, so that the ratio there is the
-worst that will be seen.
+time that the server's thread takes, which other programs disturb less. Without a model the demo
+model runs: its token costs some 7 milliseconds on two cores, K2's about a hundred, so that the
+ratio there is the worst that will be seen.
 """
 
 import argparse

@@ -27,6 +27,7 @@ class Piece:
     """What became certain of one choice: text and calls in order, and its tokens' logprobs.
 
     finish_reason: "stop", "length", "tool_calls" or "abort" on a choice's last piece, else None.
+    num_thought: how many of the logprobs, the first, are of reasoning.
     stop_string: the one that ended the choice, on its last piece.
     progress: how far the prompt is read, on a piece that has nothing else.
     """
@@ -34,6 +35,7 @@ class Piece:
     index: int
     deltas: tuple[Delta | CallDelta, ...] = ()
     logprobs: tuple[tuple[int, TokenLogprobs], ...] = ()
+    num_thought: int = 0
     finish_reason: str | None = None
     stop_string: str | None = None
     progress: RunningRequest | None = None
@@ -92,6 +94,7 @@ class _Choice:
     num_since_reasoning: int = 0  # tokens
     deltas: list[Delta | CallDelta] = field(default_factory=list)
     logprobs: list[tuple[int, TokenLogprobs]] = field(default_factory=list)
+    num_thought: int = 0  # of the logprobs
     finish_reason: str | None = None
 
     def piece(self, index: int) -> Piece:
@@ -100,11 +103,13 @@ class _Choice:
             index,
             deltas=tuple(_joined(_without_dropped(self.deltas))),
             logprobs=tuple(self.logprobs),
+            num_thought=self.num_thought,
             finish_reason=self.finish_reason,
             stop_string=self.stream.stopped,
         )
         self.deltas.clear()
         self.logprobs.clear()
+        self.num_thought = 0
         return piece
 
 
@@ -196,6 +201,8 @@ class Answer:
             choice.deltas += deltas
             if output.logprobs is not None:
                 choice.logprobs.append((output.token_id, output.logprobs))
+                if choice.num_since_reasoning == 0:
+                    choice.num_thought = len(choice.logprobs)
         if choice.stream.is_finished:
             self._generation.abort(index)
             finish_reason = "stop"

@@ -18,6 +18,7 @@ from hybrid_k2.server.answer import Answer, Piece, Usage
 from hybrid_k2.server.constraints import answer_form
 from hybrid_k2.server.errors import ApiError
 from hybrid_k2.server.exchange import IgnoredParts, check_model, respond, salt_of, start_chat
+from hybrid_k2.server.openai_logprobs import logprob_objects
 from hybrid_k2.server.openai_messages import to_chat, unknown_parts
 from hybrid_k2.server.openai_sampling import sampling_choices
 from hybrid_k2.server.openai_tools import tool_call_chunk, tool_call_object
@@ -25,7 +26,6 @@ from hybrid_k2.server.request_body import body_docs, read_body
 from hybrid_k2.server.schemas import IGNORED_FIELDS, ChatCompletionRequest
 from hybrid_k2.server.service import Service
 from hybrid_k2.server.sse import DONE, data_event
-from hybrid_k2.text import Tokenizer
 from hybrid_k2.text.tool_calls import collect_calls
 
 
@@ -209,14 +209,7 @@ class _Chat:
     ) -> dict[str, list[Any] | None] | None:
         if not self._body.logprobs:
             return None
-        tokenizer = self._service.engine.tokenizer
-        content = [
-            {
-                **_token_logprob(tokenizer, token_id, logprobs.logprob),
-                "top_logprobs": [_token_logprob(tokenizer, *likely) for likely in logprobs.top],
-            }
-            for token_id, logprobs in entries
-        ]
+        content = logprob_objects(self._service.engine.tokenizer, entries)
         return {"content": content, "refusal": None}
 
 
@@ -252,13 +245,4 @@ def timings_object(answer: Answer) -> dict[str, float]:
         "predicted_n": usage.completion_tokens,
         "predicted_ms": round(written_ms, 3),
         "predicted_per_second": round(num_written / written_ms * 1e3, 3) if written_ms else 0.0,
-    }
-
-
-def _token_logprob(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str, Any]:
-    spelt = tokenizer.token_bytes(token_id)
-    return {
-        "token": spelt.decode("utf-8", "replace"),
-        "logprob": logprob,
-        "bytes": list(spelt),
     }

@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from hybrid_k2.engine import SamplingParams
-from hybrid_k2.server.answer import Answer, Usage
+from hybrid_k2.server.answer import Answer, Piece, Usage
 from hybrid_k2.server.constraints import answer_form
 from hybrid_k2.server.errors import ApiError
 from hybrid_k2.server.exchange import (
@@ -24,6 +24,7 @@ from hybrid_k2.server.exchange import (
     salt_of,
     start_chat,
 )
+from hybrid_k2.server.openai_logprobs import logprob_objects
 from hybrid_k2.server.request_body import body_docs, read_body
 from hybrid_k2.server.responses_input import (
     Item,
@@ -44,6 +45,7 @@ from hybrid_k2.server.sse import named_event
 from hybrid_k2.text import ChatTemplate
 
 ENCRYPTED_REASONING = "reasoning.encrypted_content"
+LOGPROBS = "message.output_text.logprobs"
 _STATUSES = {"length": "incomplete", "abort": "cancelled"}
 
 
@@ -143,6 +145,7 @@ class _Response:
         answer: Answer,
     ) -> None:
         self._model = service.model_name
+        self._tokenizer = service.engine.tokenizer
         self._store = store
         self._body = body
         self._items = items
@@ -172,7 +175,7 @@ class _Response:
             for name in ("created", "in_progress"):
                 yield {"type": f"response.{name}", "response": self._object("in_progress")}
             async for piece in self._answer.pieces():
-                for event in self._output.push(piece.deltas):
+                for event in self._output.push(piece.deltas, self._logprobs(piece)):
                     yield event
             status = _STATUSES.get(piece.finish_reason or "", "completed")
             item_status = "completed" if status == "completed" else "incomplete"
@@ -187,6 +190,14 @@ class _Response:
             yield {"type": f"response.{name}", "response": response}
         finally:
             self._store.ended(self._id)
+
+    def _logprobs(self, piece: Piece) -> list[dict[str, Any]]:
+        """Those of the message's text; markers around it are no part of it."""
+        control_text = self._tokenizer.control_text
+        content = piece.logprobs[piece.num_thought :]
+        return logprob_objects(
+            self._tokenizer, [entry for entry in content if control_text(entry[0]) is None]
+        )
 
     def _named(self, event: Event) -> str:
         numbered = {**event, "sequence_number": self._num_events}
@@ -219,6 +230,7 @@ class _Response:
             "text": body.text or {"format": {"type": "text"}},
             "tool_choice": body.tool_choice or "auto",
             "tools": body.tools or [],
+            "top_logprobs": body.top_logprobs,
             "top_p": body.top_p,
             "truncation": "disabled",
             "usage": _usage(self._answer.usage) if is_over else None,
@@ -232,7 +244,10 @@ def _sampling_params(
     if max_tokens is None:
         max_tokens = service.settings.max_new_tokens
     given = {"temperature": template.default_temperature, "max_tokens": max_tokens}
-    asked = {"temperature": body.temperature, "top_p": body.top_p}
+    logprobs = body.top_logprobs
+    if logprobs is None and LOGPROBS in (body.include or ()):
+        logprobs = 0
+    asked = {"temperature": body.temperature, "top_p": body.top_p, "logprobs": logprobs}
     given |= {name: value for name, value in asked.items() if value is not None}
     return SamplingParams(**given)
 

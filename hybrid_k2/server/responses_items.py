@@ -27,8 +27,14 @@ class OutputItems:
         self._with_encrypted = with_encrypted_reasoning
         self._open: dict[str, Any] | None = None
         self._text: list[str] = []
+        self._logprobs: list[dict[str, Any]] = []  # of the message that is open
+        self._new_logprobs: list[dict[str, Any]] = []  # not in an event yet
 
-    def push(self, deltas: Iterable[Delta | CallDelta]) -> Iterator[Event]:
+    def push(
+        self, deltas: Iterable[Delta | CallDelta], logprobs: Iterable[dict[str, Any]] = ()
+    ) -> Iterator[Event]:
+        """logprobs: of the message's tokens; they go out with its next text."""
+        self._new_logprobs += logprobs
         for delta in deltas:
             if isinstance(delta, CallStart):
                 yield from self._begin_call(delta)
@@ -67,7 +73,15 @@ class OutputItems:
             yield from self._begin_text(kind)
         self._text.append(delta.text)
         name = f"response.{_PART_OF_ITEM[kind]}.delta"
-        yield self._part_event(name, delta=delta.text, **_logprobs(kind))
+        yield self._part_event(name, delta=delta.text, **self._of_delta(kind))
+
+    def _of_delta(self, kind: str) -> dict[str, list[Any]]:
+        """The logprobs that have waited for a text of the message."""
+        if kind != "message":
+            return {}
+        new, self._new_logprobs = self._new_logprobs, []
+        self._logprobs += new
+        return {"logprobs": new}
 
     def _begin_text(self, kind: str) -> Iterator[Event]:
         if kind == "message":
@@ -75,7 +89,7 @@ class OutputItems:
         else:
             item = {"id": _new_id("rs"), "type": kind, "summary": [], "content": []}
         yield from self._begin(item)
-        yield self._part_event("response.content_part.added", part=_part(kind, ""))
+        yield self._part_event("response.content_part.added", part=_part(kind, "", []))
 
     def _begin_call(self, start: CallStart) -> Iterator[Event]:
         yield from self.finish()
@@ -94,11 +108,13 @@ class OutputItems:
 
     def _end_text(self, item: dict[str, Any], text: str) -> Iterator[Event]:
         kind = item["type"]
-        part = _part(kind, text)
+        part = _part(kind, text, self._logprobs)
         item["content"] = [part]
         if kind == "reasoning" and self._with_encrypted:
             item["encrypted_content"] = encrypted(text)
-        yield self._part_event(f"response.{_PART_OF_ITEM[kind]}.done", text=text, **_logprobs(kind))
+        more = {"logprobs": self._logprobs} if kind == "message" else {}
+        yield self._part_event(f"response.{_PART_OF_ITEM[kind]}.done", text=text, **more)
+        self._logprobs = []
         yield self._part_event("response.content_part.done", part=part)
 
     def _part_event(self, kind: str, **more: Any) -> Event:
@@ -114,13 +130,9 @@ class OutputItems:
         }
 
 
-def _part(kind: str, text: str) -> dict[str, Any]:
+def _part(kind: str, text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
     part = {"type": _PART_OF_ITEM[kind], "text": text}
-    return {**part, "annotations": [], "logprobs": []} if kind == "message" else part
-
-
-def _logprobs(kind: str) -> dict[str, list[Any]]:
-    return {"logprobs": []} if kind == "message" else {}
+    return {**part, "annotations": [], "logprobs": logprobs} if kind == "message" else part
 
 
 def _new_id(prefix: str) -> str:

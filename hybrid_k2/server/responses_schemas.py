@@ -39,6 +39,7 @@ class ResponsesRequest(InputTokensRequest):
     max_output_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
+    top_logprobs: int | None = None
     metadata: dict[str, Any] | None = None
 
 

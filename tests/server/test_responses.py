@@ -324,3 +324,35 @@ def test_a_prompt_beyond_the_context_is_a_400_that_clients_recognise(serve):
     with pytest.raises(openai.BadRequestError) as caught:
         create(serve(ScriptedEngine(context=100)), "hello world " * 100)
     assert caught.value.code == "context_length_exceeded"
+
+
+@both
+@pytest.mark.parametrize("thinking", [False, True])
+def test_logprobs_are_of_the_messages_tokens_only(serve, stream, thinking):
+    reply = ["<think>", "Hm.", "</think>", "So be it."] if thinking else ["So be it."]
+    engine = ScriptedEngine({"hello": reply}, thinking=thinking)
+    options = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    response = create(serve(engine), stream=stream, **options)
+    [part] = response.output[-1].content
+    assert "".join(entry.token for entry in part.logprobs) == part.text == "So be it."
+    for entry in part.logprobs:
+        assert -1e-3 < entry.logprob < 0 and len(entry.top_logprobs) == 2
+        assert entry.top_logprobs[0].token == entry.token
+        assert bytes(entry.bytes).decode() == entry.token
+
+
+def test_a_stream_gives_each_logprob_once(serve):
+    server = serve(ScriptedEngine())
+    events = events_of(server, include=["message.output_text.logprobs"])
+    deltas = [event for event in events if event.type == "response.output_text.delta"]
+    tokens = [entry.token for event in deltas for entry in event.logprobs]
+    assert "".join(tokens) == "You said: hello" and len(tokens) > len(deltas) / 2
+    [done] = [event for event in events if event.type == "response.output_text.done"]
+    assert [entry.token for entry in done.logprobs] == tokens
+
+
+def test_without_the_wish_there_are_no_logprobs_and_a_wrong_number_is_refused(serve):
+    server = serve(ScriptedEngine())
+    assert create(server).output[0].content[0].logprobs == []
+    with pytest.raises(openai.BadRequestError, match="logprobs is 21"):
+        create(server, top_logprobs=21)
