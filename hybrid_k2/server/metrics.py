@@ -26,6 +26,7 @@ _VLLM_NAMES = frozenset(
         "e2e_request_latency_seconds",
         "request_queue_time_seconds",
         "request_prefill_time_seconds",
+        "request_decode_time_seconds",
         "num_preemptions",
         "kv_cache_usage_perc",
         "num_requests_running",
@@ -58,6 +59,9 @@ class Metrics:
         )
         self._prefill_s = self._histogram(
             "request_prefill_time_seconds", "From its place to its first token", _WAIT_BUCKETS
+        )
+        self._decode_s = self._histogram(
+            "request_decode_time_seconds", "From its first token to its last", _WAIT_BUCKETS
         )
         self._whole_s = self._histogram(
             "e2e_request_latency_seconds", "From a request to its end", _WAIT_BUCKETS
@@ -100,6 +104,7 @@ class RequestTimer:
         self._metrics = metrics
         self._num_prompt_tokens = num_prompt_tokens
         self._started_s = time.perf_counter()
+        self._first_s: float | None = None
         self._latest_s: float | None = None
 
     def output(self, output: StepOutput) -> None:
@@ -108,6 +113,7 @@ class RequestTimer:
         if output.token_id is not None:
             metrics._generation_tokens.inc()
             if self._latest_s is None:
+                self._first_s = now_s
                 waited_s = now_s - self._started_s
                 metrics._first_token_s.observe(waited_s)
                 metrics._queue_s.observe(output.queued_s)
@@ -119,6 +125,8 @@ class RequestTimer:
                 metrics._between_tokens_s.observe(now_s - self._latest_s)
             self._latest_s = now_s
         if output.finish_reason is not None:
+            if self._first_s is not None:
+                metrics._decode_s.observe(self._latest_s - self._first_s)
             metrics._whole_s.observe(now_s - self._started_s)
             metrics._ended.labels(output.finish_reason).inc()
 

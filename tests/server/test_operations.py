@@ -86,7 +86,8 @@ def test_requests_and_their_tokens_are_counted(serve):
     hits = second.prompt_tokens_details.cached_tokens
     assert hits > 0
     assert found["hybrid_k2_prefix_cache_hits_total",] == hits
-    for name in ("time_to_first_token", "request_queue_time", "request_prefill_time"):
+    times = ("request_queue_time", "request_prefill_time", "request_decode_time")
+    for name in ("time_to_first_token", *times):
         assert found[f"vllm:{name}_seconds_count", label] == 2
     assert found["vllm:num_preemptions_total", label] == 0
     assert found["hybrid_k2_kv_cache_usage_perc",] == 0
