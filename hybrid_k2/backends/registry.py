@@ -190,8 +190,11 @@ BACKENDS: dict[str, BackendSpec] = {
             "router",
             ("Router",),
             "hybrid_k2.backends.router:Router",
-            "expert choice in float32",
-            {"device": _ANY_DEVICE},
+            "expert choice in float32; fewer experts than the model's are faster and worse",
+            {
+                "device": _ANY_DEVICE,
+                "top_k": KwargSpec(int, 0, help="experts of a token; 0 means the model's own"),
+            },
         ),
         BackendSpec(
             "attention",

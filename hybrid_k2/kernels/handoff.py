@@ -55,6 +55,7 @@ def _route_kernel(
     scaling,
     NORMALISE: tl.constexpr,
     TOP_K: tl.constexpr,
+    SLOTS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_E: tl.constexpr,
     TELLS: tl.constexpr,
@@ -68,7 +69,7 @@ def _route_kernel(
         row = tl.load(logits + token * num_experts + experts, mask=is_expert, other=0.0)
         scores = tl.sigmoid(row)
         left = tl.where(is_expert, scores + offset, float("-inf"))
-        chosen = tl.zeros([BLOCK_K], tl.int32)
+        chosen = tl.full([BLOCK_K], -1, tl.int32)
         chosen_scores = tl.zeros([BLOCK_K], tl.float32)
         for k in tl.static_range(TOP_K):
             best = tl.argmax(left, 0)
@@ -78,13 +79,13 @@ def _route_kernel(
             left = tl.where(experts == best, float("-inf"), left)
         if NORMALISE:
             chosen_scores = chosen_scores / (tl.sum(chosen_scores, 0) + 1e-20)
-        to = token * TOP_K + slots
+        to = token * SLOTS + slots
         if HAS_RESIDENTS:
-            tl.store(all_ids + to, chosen, mask=slots < TOP_K)
-            tl.store(all_weights + to, chosen_scores * scaling, mask=slots < TOP_K)
-            chosen = tl.where(tl.load(offsets + chosen) >= 0, -1, chosen)
-        tl.store(expert_ids + to, chosen, mask=slots < TOP_K)
-        tl.store(weights + to, chosen_scores * scaling, mask=slots < TOP_K)
+            tl.store(all_ids + to, chosen, mask=slots < SLOTS)
+            tl.store(all_weights + to, chosen_scores * scaling, mask=slots < SLOTS)
+            chosen = tl.where(tl.load(offsets + tl.maximum(chosen, 0)) >= 0, -1, chosen)
+        tl.store(expert_ids + to, chosen, mask=slots < SLOTS)
+        tl.store(weights + to, chosen_scores * scaling, mask=slots < SLOTS)
     if TELLS:
         _tell(flag, tl.load(step_ptr))
 
@@ -97,6 +98,7 @@ def route_and_publish(
     flag: torch.Tensor | None = None,
     step: torch.Tensor | None = None,
     *,
+    top_k: int,
     scaling: float,
     normalise: bool,
     resident: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
@@ -107,13 +109,14 @@ def route_and_publish(
     before this one wrote is visible to the CPU once it sees the flag.
 
     logits: [B, E] float32.  bias: [E] float32.  expert_ids: [B, K] int32 and weights: [B, K]
-    float32, pinned.  flag: int32, pinned.  step: int32 [1] on the device.  resident: where experts
-    lie on the GPU, [E] int64, -1 for those that do not; then memory there for all ids and weights,
-    like the pinned ones, which have -1 for a resident expert.
+    float32, pinned; beyond the first top_k they become -1 and 0.  flag: int32, pinned.  step: int32
+    [1] on the device.  resident: where experts lie on the GPU, [E] int64, -1 for those that do not;
+    then memory there for all ids and weights, like the pinned ones, which have -1 for a resident
+    expert.
     """
     offsets, all_ids, all_weights = resident or (None, None, None)
     num_tokens, num_experts = logits.shape
-    top_k = expert_ids.shape[1]
+    num_slots = expert_ids.shape[1]
     _route_kernel[(1,)](
         logits,
         bias,
@@ -129,7 +132,8 @@ def route_and_publish(
         scaling,
         NORMALISE=normalise,
         TOP_K=top_k,
-        BLOCK_K=triton.next_power_of_2(top_k),
+        SLOTS=num_slots,
+        BLOCK_K=triton.next_power_of_2(num_slots),
         BLOCK_E=triton.next_power_of_2(num_experts),
         TELLS=flag is not None,
         HAS_RESIDENTS=resident is not None,

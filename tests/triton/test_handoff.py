@@ -16,25 +16,27 @@ def pinned(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.pin_memory() if torch.cuda.is_available() else tensor
 
 
-@pytest.mark.parametrize(("num_experts", "top_k"), [(384, 8), (20, 3)])
+@pytest.mark.parametrize(("num_experts", "top_k", "slots"), [(384, 8, 8), (20, 3, 3), (40, 5, 8)])
 @pytest.mark.parametrize("normalise", [True, False])
-def test_experts_are_chosen_as_the_router_does(device, num_experts, top_k, normalise):
+def test_experts_are_chosen_as_the_router_does(device, num_experts, top_k, slots, normalise):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, num_experts, generator=generator)
     bias = 0.1 * torch.randn(num_experts, generator=generator)
-    config = SimpleNamespace(
-        num_experts_per_tok=top_k, norm_topk_prob=normalise, routed_scaling_factor=2.5
-    )
-    expected_ids, expected = route(logits, bias, config)
-    ids = pinned(torch.full((3, top_k), -1, dtype=torch.int32))
-    weights = pinned(torch.zeros(3, top_k))
+    config = SimpleNamespace(norm_topk_prob=normalise, routed_scaling_factor=2.5)
+    expected_ids, expected = route(logits, bias, config, top_k)
+    ids = pinned(torch.full((3, slots), 7, dtype=torch.int32))
+    weights = pinned(torch.ones(3, slots))
     route_and_publish(
-        logits.to(device), bias.to(device), ids, weights, scaling=2.5, normalise=normalise
+        *(logits.to(device), bias.to(device), ids, weights),
+        top_k=top_k,
+        scaling=2.5,
+        normalise=normalise,
     )
     if device.type == "cuda":
         torch.cuda.synchronize()
     for token in range(3):
-        got = dict(zip(ids[token].tolist(), weights[token].tolist(), strict=True))
+        assert (ids[token, top_k:] == -1).all() and not weights[token, top_k:].any()
+        got = dict(zip(ids[token, :top_k].tolist(), weights[token, :top_k].tolist(), strict=True))
         want = dict(zip(expected_ids[token].tolist(), expected[token].tolist(), strict=True))
         assert got == pytest.approx(want, rel=1e-5)
 
