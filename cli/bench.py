@@ -197,6 +197,13 @@ def experts(
     show_default=True,
     help="Standard deviation of the router's bias: how unequally experts are used.",
 )
+@click.option(
+    "--top-k",
+    type=click.IntRange(0, 8),
+    default=0,
+    show_default=True,
+    help="Experts of a token; fewer than the model's 8 cost quality. 0: all.",
+)
 @click.option("--vram", default="", help="Most of the GPU's memory to use, as 24GiB.")
 @click.option("--threads", type=click.IntRange(1), help="[default: the cores this may use]")
 @click.option("--tier", default="", help="Kernel tier. [default: the best this machine runs]")
@@ -220,6 +227,7 @@ def step(
     experts: str,
     gpu_experts: int,
     skew: float,
+    top_k: int,
     vram: str,
     threads: int | None,
     tier: str,
@@ -274,7 +282,7 @@ def step(
         max_sequences=max(batches),
         context=max([*contexts, *prompts]) + 1,
     )
-    placement = Placement(device, dense_quant, quant, experts, experts_kwargs, skew)
+    placement = Placement(device, dense_quant, quant, experts, experts_kwargs, skew, top_k)
     theirs = {}
     if peer is not None:
         from hybrid_k2.bench.peer_llama_step import PeerRequest, measure_llama_cpp

@@ -56,7 +56,8 @@ class Placement:
     """What runs where. experts: the name of their backend; its kwargs in `experts_kwargs`.
 
     skew: standard deviation of the bias that steers the choice of experts; scores lie in 0 to 1, so
-    0.2 makes some experts several times as popular as others.
+    0.2 makes some experts several times as popular as others.  top_k: experts of a token, 0 for
+    the model's own.
     """
 
     device: str  # of everything that is no routed expert
@@ -65,6 +66,7 @@ class Placement:
     experts: str = "experts_cpu"
     experts_kwargs: Mapping[str, Any] | None = None
     skew: float = 0.01
+    top_k: int = 0
 
 
 def experts_bytes(config: K2Config, quant: str) -> int:
@@ -92,6 +94,8 @@ def synthetic_modules(
         if module_class == "Norm":
             tensors["weight"].data.view(np.float32)[:] = 1.0
         backend, kwargs = registry.default_placement(module_class, placement.device)
+        if module_class == "Router":
+            kwargs = kwargs | {"top_k": placement.top_k}
         if module_class == "Experts":
             backend, kwargs = placement.experts, placement.experts_kwargs or {}
         context = BackendContext(config, runtime, kernels, layer_idx, shared)

@@ -63,6 +63,19 @@ def test_a_row_for_every_context_batch_and_prompt():
     assert rows[-1].cpu_bytes > 48 * one_expert, "both chunks are routed to most of 32 experts"
 
 
+def test_fewer_experts_of_a_token_are_read():
+    placement = Placement("cpu", top_k=2)
+    (row,) = measure_steps(
+        *(placement, RUNTIME),
+        num_moe_layers=2,
+        contexts=(8,),
+        seconds=0.01,
+        config=TINY,
+        bandwidth_bytes=1 << 20,
+    )
+    assert row.cpu_bytes == 2 * experts_bytes(TINY, "Q4_K") / 32
+
+
 def test_tokens_of_the_synthetic_model_are_routed_differently():
     config = replace(TINY, num_hidden_layers=2)
     kernels = TimedKernels(RUNTIME)
