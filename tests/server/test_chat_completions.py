@@ -156,7 +156,9 @@ def test_penalties_and_least_lengths_reach_the_engine(serve, monkeypatch):
     engine = ScriptedEngine()
     seen = []
     submit = engine.core.submit
-    monkeypatch.setattr(engine.core, "submit", lambda ids, p: (seen.append(p), submit(ids, p))[1])
+    monkeypatch.setattr(
+        engine.core, "submit", lambda ids, p, **_: (seen.append(p), submit(ids, p))[1]
+    )
     given = {
         "frequency_penalty": 0.25,
         "presence_penalty": 0.5,

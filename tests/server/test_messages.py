@@ -311,7 +311,9 @@ def test_temperature_is_mapped_as_moonshots_endpoint_does(
     engine = ScriptedEngine(thinking=thinking)
     seen = []
     submit = engine.core.submit
-    monkeypatch.setattr(engine.core, "submit", lambda ids, p: (seen.append(p), submit(ids, p))[1])
+    monkeypatch.setattr(
+        engine.core, "submit", lambda ids, p, **_: (seen.append(p), submit(ids, p))[1]
+    )
     options = {} if given is None else {"temperature": given}
     body = {"top_p": 0.9, "top_k": 3}
     create(serve(engine, **settings), extra_body={**body, **options})
