@@ -233,8 +233,11 @@ class ExpertsHybrid(ExpertsCpu):
         """Sends what is to be sent, computes each group once it is there; waits for the last."""
         if not work.experts:
             return None
+        from hybrid_k2.kernels.host_memory import fetch
+
         stream, groups = self._shared.stream, self._groups
-        tokens, weights = self._hits_in_order(slot, work.experts)
+        ranks = self._ranks(work.experts)  # here until the GPU is done
+        tokens, weights = self._hits_in_order(slot, fetch(ranks, self.gpu))
         x = slot.x.to(torch.bfloat16)
         y = torch.zeros_like(slot.x)
         to_send, on_way = deque(work.to_send), deque(work.ahead)
@@ -269,14 +272,20 @@ class ExpertsHybrid(ExpertsCpu):
         self._shared.split.gpu.learn(counts[sent], began.elapsed_time(ended) / 1e3)
         return y
 
+    def _ranks(self, experts: Sequence[int]) -> torch.Tensor:
+        """[E + 1] in pinned memory: each expert's place in this order, others' behind; the last is
+        for the id -1.
+        """
+        ranks = torch.empty(self._num_experts + 1, dtype=torch.int32, pin_memory=True)
+        ranks.fill_(len(experts))
+        ranks[list(experts)] = torch.arange(len(experts), dtype=torch.int32)
+        return ranks
+
     def _hits_in_order(
-        self, slot: HybridSlot, experts: Sequence[int]
+        self, slot: HybridSlot, ranks: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The tokens of each expert in turn, and their weights [hits, 1]; hits of others follow."""
-        rank = np.full(self._num_experts + 1, len(experts), np.int16)  # the last is -1's
-        rank[experts] = np.arange(len(experts))
-        ranks = torch.from_numpy(rank).to(self.gpu)[slot.expert_ids.flatten().long()]
-        order = ranks.argsort(stable=True)
+        order = ranks[slot.expert_ids.flatten().long()].argsort(stable=True)
         return order // slot.expert_ids.shape[1], slot.weights.flatten()[order, None]
 
     def _send(self, experts: list[int]) -> Sent:

@@ -60,9 +60,12 @@ class KimiK2:
             return self._decode_graphs.run(spans)
         token_ids = torch.tensor([token_id for span in spans for token_id in span.token_ids])
         rotation = self._rope.rotation(_positions(spans))
+        # Once a step: in a layer, the copy would queue behind experts that are sent ahead.
+        devices = {layer.attention.device for layer in self._layers}
+        rotations = {device: rotation.to(device) for device in devices}
         h = self._embed_tokens(token_ids)  # [T, hidden]
         for layer in self._layers:
-            h = layer(h, rotation, spans)
+            h = layer(h, rotations[layer.attention.device], spans)
         for span in spans:
             span.cache.length += span.num_tokens
         return self._logits(h, spans)
@@ -150,10 +153,8 @@ class LatentAttention:
     def __call__(
         self, x: torch.Tensor, rotation: torch.Tensor, spans: Sequence[Span]
     ) -> torch.Tensor:
-        """x: [T, hidden], normalised. Returns [T, hidden]."""
+        """x: [T, hidden], normalised.  rotation: [T, rope / 2] on `device`. Returns [T, hidden]."""
         config = self._config
-        rotation = rotation.to(self.device)  # [T, rope / 2]
-
         q = self._queries(x).to(self.device).unflatten(-1, (config.num_attention_heads, -1))
         q_nope, q_pe = q.split([config.qk_nope_head_dim, config.qk_rope_head_dim], dim=-1)
         q_pe = rotate(q_pe, rotation)  # [T, heads, rope]

@@ -70,6 +70,7 @@ def silu_multiply(gate_up):
 KERNELS = {
     "dequantise": {"dequantise": dequantise},
     "activation": {"silu_multiply": silu_multiply},
+    "host_memory": {"fetch": lambda pinned, device: pinned.to(device, copy=True)},
 }
 
 

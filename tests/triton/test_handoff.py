@@ -10,6 +10,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from hybrid_k2.backends.router import route
 from hybrid_k2.kernels.handoff import add_and_norm, route_and_publish
+from hybrid_k2.kernels.host_memory import fetch
 
 
 def pinned(tensor: torch.Tensor) -> torch.Tensor:
@@ -59,3 +60,10 @@ def test_a_norm_adds_first_and_publishes(device, size, is_added, publishes):
     torch.testing.assert_close(on_device.cpu(), total, rtol=0, atol=0)
     if publishes:
         assert torch.equal(host_x, x.cpu())
+
+
+@pytest.mark.parametrize("size", [1, 385, 1000])
+def test_host_memory_is_read_as_it_is(device, size):
+    source = pinned(torch.arange(size, dtype=torch.int32))
+    fetched = fetch(source, device)
+    assert fetched.device.type == device.type and torch.equal(fetched.cpu(), source)
