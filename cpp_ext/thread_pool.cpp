@@ -15,8 +15,9 @@
 namespace hk2 {
 namespace {
 
-constexpr auto kAwake =
-    std::chrono::microseconds(100);  // how long a worker waits for the next region before it sleeps
+// How long a worker waits for the next region before it sleeps: longer than the GPU's part of a
+// layer, so that a step of decode wakes nobody.
+constexpr auto kAwake = std::chrono::milliseconds(1);
 
 // A futex rather than a condition variable, whose destructor would wait for sleepers that a forked
 // child does not have.
