@@ -9,7 +9,7 @@ the logits are the engine's.
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import click
 import numpy as np
 
+from hybrid_k2.cli.divergence import Compared, Recorded
 from hybrid_k2.cli.loading_bar import LoadingBar
 from hybrid_k2.errors import BadInputError
 
@@ -24,6 +25,7 @@ EPILOG = """\b
 Examples:
   hybrid-k2 perplexity K2.gguf --text wiki.test.raw
   hybrid-k2 perplexity K2.gguf --text wiki.test.raw --context 2048 --chunks 16 --json
+  hybrid-k2 perplexity K2.gguf --text wiki.test.raw --chunks 16 --against six-experts.yaml
 """
 
 
@@ -40,6 +42,11 @@ Examples:
 @click.option("--chunks", type=click.IntRange(1), help="Most windows. [default: the whole text]")
 @click.option("--rules", default="auto", show_default=True, help="A path, a shipped name, or auto.")
 @click.option(
+    "--against",
+    help="Other rules: how far predictions under them stray from those under --rules, and how fast "
+    "both are. Keeps 4 bytes for each counted token and entry of the vocabulary.",
+)
+@click.option(
     "--model-path",
     type=click.Path(path_type=Path),
     help="Hugging Face directory with config.json and the tokenizer, for a GGUF without them.",
@@ -55,6 +62,7 @@ def command(
     context: int,
     chunks: int | None,
     rules: str,
+    against: str | None,
     model_path: Path | None,
     gguf_path: Path | None,
     threads: int | None,
@@ -71,22 +79,41 @@ def command(
     text = _read_text(file)
     from hybrid_k2 import Engine
 
-    with LoadingBar(sys.stderr) as progress:
-        engine = Engine.open(
-            model or gguf_path, rules, model_path, progress, context=context, num_threads=threads
+    def run(rules: str, recorded: Callable[[Any], Recorded] | None) -> tuple[Perplexity, Any]:
+        with LoadingBar(sys.stderr) as progress:
+            engine = Engine.open(
+                model or gguf_path,
+                rules,
+                model_path,
+                progress,
+                context=context,
+                num_threads=threads,
+            )
+        with engine:
+            if engine.notice:
+                click.echo(engine.notice, err=True)
+            token_ids = engine.tokenizer.encode(text)
+            source = recorded(engine) if recorded else engine
+            return measure(source, token_ids, context, chunks), source
+
+    result, first = run(rules, Recorded if against else None)
+    report = asdict(result)
+    lines = [
+        f"perplexity {result.perplexity:.4f} +- {result.standard_error:.4f} "
+        f"({result.num_windows} windows of {context} tokens, {result.num_predictions} counted)"
+    ]
+    if against:
+        other, second = run(against, lambda engine: Compared(engine, first))
+        away = second.divergence
+        speeds = {"tokens_s": first.tokens_s, "other_tokens_s": second.tokens_s}
+        report |= {"against": asdict(other) | asdict(away)} | speeds
+        lines.append(f"{against}: perplexity {other.perplexity:.4f} +- {other.standard_error:.4f}")
+        lines.append(
+            f"KL({rules} || {against}) mean {away.kl_mean:.2e}, 99% below {away.kl_99:.2e}; the "
+            f"same first token {away.same_top:.1%}"
         )
-    with engine:
-        if engine.notice:
-            click.echo(engine.notice, err=True)
-        token_ids = engine.tokenizer.encode(text)
-        result = measure(engine, token_ids, context, chunks)
-    if as_json:
-        click.echo(json.dumps(asdict(result)))
-    else:
-        click.echo(
-            f"perplexity {result.perplexity:.4f} +- {result.standard_error:.4f} "
-            f"({result.num_windows} windows of {context} tokens, {result.num_predictions} counted)"
-        )
+        lines.append(f"prompts read at {first.tokens_s:.1f} and {second.tokens_s:.1f} tokens/s")
+    click.echo(json.dumps(report) if as_json else "\n".join(lines))
 
 
 @dataclass(frozen=True, slots=True)

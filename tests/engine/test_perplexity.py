@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from hybrid_k2.cli.divergence import Compared, Recorded
 from hybrid_k2.cli.perplexity import command, measure
 from hybrid_k2.errors import BadInputError
 
@@ -98,3 +99,37 @@ def test_the_command_measures_the_demo_model(tmp_path):
     figures = json.loads(result.stdout)
     assert (figures["num_windows"], figures["num_predictions"]) == (2, 2 * 7)
     assert 1 < figures["perplexity"] < math.inf
+
+
+def test_predictions_under_other_rules_are_compared_with_the_first(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text("The quick brown fox jumps over the lazy dog. " * 20)
+    rules = tmp_path / "three.yaml"
+    rules.write_text(
+        "rules:\n  - match: {class: Router}\n    replace: {backend: router, kwargs: {top_k: 3}}\n"
+    )
+    options = ["--text", str(file), "--context", "16", "--chunks", "2", "--rules", "cpu"]
+
+    def against(other):
+        result = CliRunner().invoke(
+            command, [*options, "--against", str(other), "--json"], catch_exceptions=False
+        )
+        return json.loads(result.stdout)
+
+    same, fewer = against("cpu"), against(rules)
+    assert abs(same["against"]["kl_mean"]) < 1e-9 and same["against"]["same_top"] == 1
+    assert same["against"]["perplexity"] == same["perplexity"] == fewer["perplexity"]
+    assert fewer["against"]["kl_99"] >= fewer["against"]["kl_mean"] > 1e-6
+    assert fewer["tokens_s"] > 0 and fewer["other_tokens_s"] > 0
+    text = CliRunner().invoke(command, [*options, "--against", str(rules)]).stdout
+    assert f"KL(cpu || {rules}) mean" in text and "tokens/s" in text
+
+
+def test_the_divergence_is_that_of_the_definition():
+    first = Recorded(KnownEngine(lambda row, token: 0.5))
+    first.logits(TEXT[:10])
+    second = Compared(KnownEngine(lambda row, token: 0.25), first)
+    second.logits(TEXT[:10])
+    expected = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    assert second.divergence.kl_mean == pytest.approx(expected, rel=1e-3)
+    assert second.divergence.kl_99 == pytest.approx(expected, rel=1e-3)
