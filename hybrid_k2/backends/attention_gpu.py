@@ -129,9 +129,9 @@ class AttentionGpu:
         c, k_pe = rows.split([config.kv_lora_rank, config.qk_rope_head_dim], dim=-1)
         keys, values = self._keys.dense(), self._values.dense()  # [h, rank, nope], [h, v, rank]
         out = q_nope.new_empty(num_queries, num_heads, config.v_head_dim, dtype=torch.float32)
-        step = max(1, _SCRATCH_BYTES // (4 * length * head_dim))
         # Flash attention aligns the last query with the last key, and wants values as wide as keys.
-        mask = causal_lower_right(num_queries, length)
+        mask, width = causal_lower_right(num_queries, length), max(head_dim, config.v_head_dim)
+        step = max(1, _SCRATCH_BYTES // (4 * length * width))
         for first in range(0, num_heads, step):
             heads = slice(first, min(first + step, num_heads))
             q = torch.cat([q_nope[:, heads], q_pe[:, heads]], dim=-1).transpose(0, 1)
@@ -145,13 +145,18 @@ class AttentionGpu:
                         q[None], k[None], v[None], is_causal=True, scale=config.softmax_scale
                     )[0]
             else:
-                v = F.pad(v, (0, head_dim - config.v_head_dim))
+                q, k, v = (_widened(part, width) for part in (q, k, v))
                 with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):
                     mixed = F.scaled_dot_product_attention(
                         q[None], k[None], v[None], attn_mask=mask, scale=config.softmax_scale
                     )[0]
             out[:, heads] = mixed[..., : config.v_head_dim].transpose(0, 1)
         return out
+
+
+def _widened(x: torch.Tensor, width: int) -> torch.Tensor:
+    """x with zeros behind its columns; as it is where there are enough."""
+    return x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1]))
 
 
 class StoredHeads:

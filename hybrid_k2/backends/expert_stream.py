@@ -1,4 +1,4 @@
-"""Experts' bytes on their way to a GPU: a ring of places there, filled by streams of its own.
+"""Experts' bytes on their way to a GPU: a ring of places there, filled by a stream of its own.
 
 Owns the ring and the registration of host memory, without which copies would neither be fast nor
 run beside anything. One per GPU, shared by all layers. Knows bytes; not what they mean.
@@ -13,7 +13,6 @@ import torch
 
 log = logging.getLogger(__name__)
 
-_STREAMS = 2  # by turns: one begins a copy while the other still runs
 _PAGE_BYTES = 4096
 _REGISTER_READ_ONLY = 8  # cudaHostRegisterReadOnly
 
@@ -37,7 +36,7 @@ class ExpertStream:
         """Takes ring_bytes of VRAM, and room for two groups at least."""
         self.device = device
         self._ring_bytes = ring_bytes
-        self._copies = [torch.cuda.Stream(device) for _ in range(_STREAMS)]
+        self._copies = torch.cuda.Stream(device)
         self._ring: list[Place] = []
         self._next = 0
 
@@ -73,7 +72,7 @@ class ExpertStream:
         self._next = (self._next + 1) % len(self._ring)
         place.used.synchronize()
         place.is_given_back = False
-        with torch.cuda.stream(self._copies[self._next % len(self._copies)]):
+        with torch.cuda.stream(self._copies):
             for first, piece in pieces:
                 place.data[first : first + piece.numel()].copy_(piece, non_blocking=True)
             place.arrived.record()

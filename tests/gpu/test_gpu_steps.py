@@ -146,7 +146,8 @@ def test_attention_on_the_gpu_is_that_of_the_cpu(kernels, layout, kv_dtype, num_
     cached = [attend.cache_rows(part.cuda()).to(attend.kv_dtype) for part in parts if len(part)]
     out = attend(q_nope.cuda(), q_pe.cuda(), cached)
     assert out.dtype == torch.float32
-    assert difference(out.cpu(), expected) < 2**-6
+    # One query may be mostly one key, whose row of 8 bits is off by 0.8% in score and value.
+    assert difference(out.cpu(), expected) < (2**-5 if kv_dtype == "int8" else 2**-6)
 
 
 def stored(rng, quant, shape):
