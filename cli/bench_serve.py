@@ -85,6 +85,8 @@ def command(
             ) as bar:
                 row = measure(server, load, seed, lambda bar=bar: bar.update(1))
             click.echo(json.dumps({"model": name, **row}) if as_json else _line(row))
+            if row["failed"]:
+                click.echo(f"{row['failed']} failed, the first: {row['error']}", err=True)
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -50,7 +50,7 @@ class Measured:
 def measure(
     server: RemoteServer, load: Load, seed: int, report: Callable[[], None] = lambda: None
 ) -> dict[str, object]:
-    """Runs a load and returns its row: counts, rates a second, and percentiles in ms.
+    """Runs a load and returns its row: counts, rates a second, and percentiles in ms, and the first error.
 
     Every prompt is different, from its first words on, so that no cache answers for the model. A
     request that fails is counted and the rest go on; raises the first error where all fail.
@@ -78,6 +78,7 @@ def measure(
         "concurrency": load.concurrency,
         "requests": len(done),
         "failed": len(errors),
+        "error": str(errors[0]) if errors else None,
         "prompt_tokens": round(sum(result.prompt_tokens for result in done) / len(done)),
         "answer_tokens": round(sum(result.answer_tokens for result in done) / len(done)),
         "elapsed_s": round(elapsed_s, 3),

@@ -182,7 +182,17 @@ def test_bench_serve_has_a_row_for_each_load_that_agrees_with_the_server(serve):
     assert stats.cached_tokens < stats.prefill_tokens / 2  # only the template's own beginning
 
 
-def test_bench_serve_counts_what_fails_and_ends_where_all_does(serve):
+def test_bench_serve_counts_what_fails_and_says_why(serve, monkeypatch):
+    prompts = iter(["hello", CRASH, "hello"])
+    monkeypatch.setattr(endpoint_load, "_prompt", lambda num_words, seed: next(prompts))
+    url = serve(ScriptedEngine()).url
+    result = run("bench", "serve", "--url", url, "--requests", "3", "--max-tokens", "4", "--json")
+    row = json.loads(result.stdout)
+    assert (row["requests"], row["failed"], result.exit_code) == (2, 1, 0)
+    assert "1 failed, the first:" in result.stderr and "internal error" in result.stderr
+
+
+def test_bench_serve_ends_where_all_fails(serve):
     url = serve(ScriptedEngine(context=300)).url
     result = run("bench", "serve", "--url", url, "--prompt-tokens", "5000", "--requests", "2")
     assert result.exit_code == 2 and "maximum context length" in result.stderr
