@@ -50,7 +50,7 @@ class Measured:
 def measure(
     server: RemoteServer, load: Load, seed: int, report: Callable[[], None] = lambda: None
 ) -> dict[str, object]:
-    """Runs a load and returns its row: counts, rates a second, and percentiles in ms, and the first error.
+    """Runs a load and returns its row: counts, the first error, rates a second, percentiles in ms.
 
     Every prompt is different, from its first words on, so that no cache answers for the model. A
     request that fails is counted and the rest go on; raises the first error where all fail.
