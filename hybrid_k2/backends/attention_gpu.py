@@ -15,6 +15,7 @@ from torch.nn.attention.bias import causal_lower_right
 
 from hybrid_k2.backends.context import BackendContext
 from hybrid_k2.backends.registry import stays_stored
+from hybrid_k2.backends.vram import launching_on
 from hybrid_k2.config import K2Config
 from hybrid_k2.kernels.pages import dequantise_rows, quantise_rows
 from hybrid_k2.quant.stored import StoredTensor
@@ -66,9 +67,9 @@ class AttentionGpu:
         if rows.dtype == torch.int8:
             rows = dequantise_rows(rows, self._config.kv_lora_rank).to(torch.bfloat16)
         q_nope, q_pe = q_nope.to(rows.dtype), q_pe.to(rows.dtype)
-        if q_nope.shape[0] < _DECOMPRESS_FROM:
-            return self._absorbed(q_nope, q_pe, rows).flatten(1)
-        return self._decompressed(q_nope, q_pe, rows).flatten(1)
+        attend = self._absorbed if q_nope.shape[0] < _DECOMPRESS_FROM else self._decompressed
+        with launching_on(self.device):
+            return attend(q_nope, q_pe, rows).flatten(1)
 
     def cache_rows(self, latents: torch.Tensor) -> torch.Tensor:
         """What the cache is given for latents [T, latent_dim] float32: codes and scales where it

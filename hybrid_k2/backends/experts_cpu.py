@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from hybrid_k2.backends.context import BackendContext
+from hybrid_k2.backends.vram import launching_on
 from hybrid_k2.quant.stored import StoredTensor
 
 
@@ -47,11 +48,12 @@ class ExpertsCpu:
         """
         if x.device.type == "cpu" and expert_ids.device.type == "cpu":
             return ExpertsSlot(x, expert_ids, weights, x.device)
-        routed, copied = torch.cuda.Event(), torch.cuda.Event()
-        host_ids, host_weights = _pinned_copy(expert_ids), _pinned_copy(weights)
-        routed.record()
-        host_x = _pinned_copy(x)
-        copied.record()
+        with launching_on(x.device):
+            routed, copied = torch.cuda.Event(), torch.cuda.Event()
+            host_ids, host_weights = _pinned_copy(expert_ids), _pinned_copy(weights)
+            routed.record()
+            host_x = _pinned_copy(x)
+            copied.record()
         return ExpertsSlot(host_x, host_ids, host_weights, x.device, routed, copied)
 
     def sync(self, slot: ExpertsSlot) -> torch.Tensor:

@@ -22,6 +22,7 @@ from hybrid_k2.backends.experts_cpu import ExpertsCpu, ExpertsSlot
 from hybrid_k2.backends.experts_resident import ResidentExperts
 from hybrid_k2.backends.prefill_split import PrefillSplit
 from hybrid_k2.backends.registry import stays_stored
+from hybrid_k2.backends.vram import launching_on
 from hybrid_k2.errors import PlanError
 from hybrid_k2.quant.stored import StoredTensor
 
@@ -120,7 +121,8 @@ class ExpertsHybrid(ExpertsCpu):
         expert_bytes = sum(tensor.num_bytes for tensor in matrices) // self._num_experts
         self._can_stream = np.zeros(self._num_experts, bool)
         if all(stays_stored(tensor.quant.name) for tensor in matrices):
-            self._can_stream = _registered_experts(matrices)
+            with launching_on(self.gpu):
+                self._can_stream = _registered_experts(matrices)
         key = f"experts_hybrid {device}"
         if key not in context.shared:
             context.shared[key] = HybridShared(
@@ -154,6 +156,21 @@ class ExpertsHybrid(ExpertsCpu):
         """Computes the slot; returns [T, hidden] float32 on the device that x came from."""
         if isinstance(slot, ExpertsSlot):
             return super().sync(slot)
+        with launching_on(self.gpu):
+            return self._on_both(slot)
+
+    def hits(
+        self, x: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """What the experts in VRAM add for a few tokens, [T, hidden] float32; can be captured.
+
+        All on the GPU; expert_ids may name any, those that are not there are skipped.
+        """
+        from hybrid_k2.kernels.experts import grouped_experts
+
+        return grouped_experts(x, expert_ids, weights, self.resident.table)
+
+    def _on_both(self, slot: HybridSlot) -> torch.Tensor:
         slot.on_host.routed.synchronize()
         routed = time.perf_counter()
         ids = slot.on_host.expert_ids.numpy()
@@ -167,8 +184,9 @@ class ExpertsHybrid(ExpertsCpu):
         cpu = self._shared.cpu_thread.submit(self._on_cpu, slot.on_host, ids)
         try:
             y = self._on_gpu(slot, work, counts)
-        finally:
-            cpu.exception()  # its memory is in use until it ends
+        except BaseException:
+            cpu.exception()  # waits: its memory is in use until it ends
+            raise
         gpu_ended = time.perf_counter()
         ahead = deque(self._groups_ahead(counts, work))
         self._send_ahead(ahead, until=cpu.done)
@@ -185,17 +203,6 @@ class ExpertsHybrid(ExpertsCpu):
         )
         self.times.append(times)
         return cpu_y if y is None else y.add_(cpu_y)
-
-    def hits(
-        self, x: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
-    ) -> torch.Tensor:
-        """What the experts in VRAM add for a few tokens, [T, hidden] float32; can be captured.
-
-        All on the GPU; expert_ids may name any, those that are not there are skipped.
-        """
-        from hybrid_k2.kernels.experts import grouped_experts
-
-        return grouped_experts(x, expert_ids, weights, self.resident.table)
 
     def _share_out(self, counts: np.ndarray, x_bytes: int) -> GpuWork:
         """What the GPU does, so that both sides end together; the rest is the CPU's."""

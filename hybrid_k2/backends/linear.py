@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from hybrid_k2.backends.context import BackendContext
 from hybrid_k2.backends.registry import stays_stored
+from hybrid_k2.backends.vram import launching_on
 from hybrid_k2.quant.stored import StoredTensor
 
 # Decoded at a time, in float32: lm_head is 163840 x 7168, 4.7 GB, and would not fit beside a model.
@@ -43,7 +44,8 @@ class LinearGpu:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x: [T, in] float32 or bfloat16. Returns [T, out] float32 on `device`."""
-        return self._weight.matmul(x.to(self.device))
+        with launching_on(self.device):
+            return self._weight.matmul(x.to(self.device))
 
 
 class GpuWeight(Protocol):

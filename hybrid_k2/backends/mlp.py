@@ -6,6 +6,7 @@ import torch
 
 from hybrid_k2.backends.context import BackendContext
 from hybrid_k2.backends.linear import gpu_weight
+from hybrid_k2.backends.vram import launching_on
 from hybrid_k2.quant.stored import StoredTensor
 
 
@@ -46,4 +47,5 @@ class MlpGpu:
         """x: [T, hidden] float32 or bfloat16. Returns [T, hidden] float32 on `device`."""
         from hybrid_k2.kernels.activation import silu_multiply
 
-        return self._down.matmul(silu_multiply(self._gate_up.matmul(x.to(self.device))))
+        with launching_on(self.device):
+            return self._down.matmul(silu_multiply(self._gate_up.matmul(x.to(self.device))))

@@ -1,8 +1,20 @@
-"""Holds this process to its share of a GPU's memory. Knows no modules: a device and a number."""
+"""A GPU as torch sees it: which one work goes to, and how much of its memory this process may use.
+
+Knows no modules: a device and a number.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
 from hybrid_k2.backends.footprint import CUDA_CONTEXT_BYTES
+
+
+def launching_on(device: torch.device) -> AbstractContextManager[object]:
+    """Within, kernels, events and registered memory are this GPU's: unlike torch's own operations,
+    they follow the current device and not the tensors. Nothing where the device is the CPU.
+    """
+    return nullcontext() if device.type == "cpu" else torch.cuda.device(device)
 
 
 def hold_to(device: str, limit_bytes: int) -> None:

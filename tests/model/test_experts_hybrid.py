@@ -4,6 +4,7 @@ one.
 """
 
 import sys
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -182,3 +183,45 @@ def test_a_few_tokens_stay_on_the_cpu():
     inputs = prompt(rng, 31)
     assert torch.equal(on_both.sync(on_both.submit(*inputs)), on_cpu.sync(on_cpu.submit(*inputs)))
     assert not on_both.times
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+def test_experts_of_the_next_layer_are_sent_while_the_cpu_still_computes(monkeypatch):
+    rng = np.random.default_rng(3)
+    context = BackendContext(SimpleNamespace(), RUNTIME, open_cpu_kernels(RUNTIME))
+    (_, first), (_, second) = (layer(rng, ("Q4_0",) * 3, context) for _ in range(2))
+    (shared,) = context.shared.values()
+    shared.split.cpu, shared.split.gpu = ExpertCosts(1e-3), ExpertCosts(1e-3)
+    sent_ahead, moe = threading.Event(), context.kernels.moe
+    in_time = []
+
+    def slow_moe(*args, **kwargs):
+        in_time.append(sent_ahead.wait(timeout=5))
+        return moe(*args, **kwargs)
+
+    send = second._send
+    monkeypatch.setattr(second, "_send", lambda experts: (sent_ahead.set(), send(experts))[1])
+    monkeypatch.setattr(context.kernels, "moe", slow_moe)
+    inputs = prompt(rng)
+    first.sync(first.submit(*inputs))
+    assert in_time == [True]
+    ahead = sum(len(group.experts) for group in shared.ahead[1])
+    second.sync(second.submit(*inputs))
+    assert second.times[-1].num_ahead == ahead > 0
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+def test_a_step_that_fails_leaves_the_ring_usable(monkeypatch):
+    rng = np.random.default_rng(4)
+    context = BackendContext(SimpleNamespace(), RUNTIME, open_cpu_kernels(RUNTIME))
+    on_cpu, on_both = layer(rng, ("Q4_0",) * 3, context, stream_mb=0)
+    (shared,) = context.shared.values()
+    shared.split.cpu, shared.split.gpu = ExpertCosts(1e-3), ExpertCosts(1e-9)
+    inputs = prompt(rng)
+    with monkeypatch.context() as patch:
+        patch.setattr(on_both, "_adopt", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            on_both.sync(on_both.submit(*inputs))
+    expected = on_cpu.sync(on_cpu.submit(*inputs))
+    y = on_both.sync(on_both.submit(*inputs))
+    assert (y - expected).norm() < TOLERANCE * expected.norm()
