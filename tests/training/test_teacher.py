@@ -1,5 +1,6 @@
 """The teacher's generation against transformers' Llama on a small random file."""
 
+import json
 from pathlib import Path
 
 import gguf
@@ -125,6 +126,29 @@ def test_conversations_are_written_until_the_time_is_up(file: Path, tmp_path, mo
     count = distil.distil(file, told, 0.5, seed=1, num_questions=12, rows=4, device="cpu")
     lines = told.read_text().splitlines()
     assert count == len(lines) > 0
+
+
+def test_follow_ups_wait_for_a_batch_and_none_is_lost(file: Path, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(chat_prompts, "cleaned", lambda answer, ended: answer or "Yes.")
+    monkeypatch.setattr(chat_prompts, "repeats", lambda answer, earlier: False)
+    monkeypatch.setattr(chat_prompts, "question", lambda draw: "Why?")
+    monkeypatch.setattr(chat_prompts, "follow_up", lambda draw: "How?")
+    monkeypatch.setattr(distil, "MAX_NEW_TOKENS", 2)
+    monkeypatch.setattr(distil, "FOLLOWED_UP", 1.0)
+    asked = []
+    answers = Teacher.answers
+
+    def counted(self, prompts, *options):
+        asked.append(len(prompts))
+        return answers(self, prompts, *options)
+
+    monkeypatch.setattr(Teacher, "answers", counted)
+    told = tmp_path / "told.jsonl"
+    count = distil.distil(file, told, 0.01, seed=1, num_questions=16, rows=16, device="cpu")
+    lines = [json.loads(line) for line in told.read_text().splitlines()]
+    assert len(lines) == count == 16
+    assert min(asked) >= 4  # rows // 4
+    assert {len(line) for line in lines} <= {1, 2} and 2 in map(len, lines)
 
 
 def test_answers_are_cut_at_a_sentence_and_poor_ones_left_out() -> None:

@@ -1,4 +1,8 @@
-"""Asks the teacher until its time is up; writes conversations, a JSON list of turns a line."""
+"""Asks the teacher until its time is up; writes conversations, a JSON list of turns a line.
+
+Follow-up questions wait until enough prompts of one length are there: a small batch costs the
+teacher nearly as long as a full one.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import json
 import logging
 import time
 from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -20,37 +25,56 @@ TEMPERATURE, MIN_P = 0.6, 0.08
 FOLLOWED_UP = 0.2  # the share of conversations that go on
 
 Turns = list[tuple[str, str]]  # role, text
+Asked = tuple[Turns, list[int]]  # with the prompt's token ids
 
 
 def distil(
     file: Path, out: Path, budget_s: float, seed: int, num_questions: int, rows: int, device: str
 ) -> int:
-    """Writes conversations to `out` for about `budget_s` seconds; returns how many.
+    """Writes conversations to `out` for about `budget_s` seconds of asking; returns how many.
 
     num_questions: asked in a round, then sorted by length; rows: asked at once.
     """
-    began = time.monotonic()
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     teacher = Teacher(file, device, dtype)
+    began = time.monotonic()
     count, number = 0, 0
+    waiting: dict[int, list[Asked]] = defaultdict(list)  # follow-ups, by the prompt's length
+
+    def write(told: Iterable[Turns]) -> None:
+        nonlocal count
+        for turns in told:
+            pairs = [[turns[i][1], turns[i + 1][1]] for i in range(0, len(turns), 2)]
+            stream.write(json.dumps(pairs) + "\n")
+            count += 1
+        stream.flush()
+
     with out.open("w", encoding="utf-8") as stream:
         while time.monotonic() - began < budget_s:
             draw = Draw(f"teacher {seed} {number}")
             asked = [[("user", chat_prompts.question(draw))] for _ in range(num_questions)]
             for group in _of_one_length(teacher, asked, rows):
                 number += 1
-                for turns in _told(teacher, group, seed + number):
-                    stream.write(json.dumps(turns) + "\n")
-                    count += 1
-                stream.flush()
+                finished, going_on = [], []
+                for turns in _answered(teacher, group, seed + number):
+                    (going_on if draw.maybe(FOLLOWED_UP) else finished).append(turns)
+                write(finished)
+                for turns, ids in _followed_up(teacher, going_on, draw):
+                    waiting[len(ids)].append((turns, ids))
+                for length in [n for n, members in waiting.items() if len(members) >= rows // 4]:
+                    write(_answered(teacher, waiting.pop(length), seed + number))
                 if time.monotonic() - began >= budget_s:
                     break
+        # Lengths with too few conversations for a batch of their own: as they were before.
+        write(turns[:-1] for members in waiting.values() for turns, _ in members)
     logger.info("%d conversations in %.0f s", count, time.monotonic() - began)
     return count
 
 
-def _of_one_length(teacher: Teacher, asked: list[Turns], rows: int):
-    """Yields lists of (turns, ids) whose ids are of one length, the largest lists first."""
+def _of_one_length(
+    teacher: Teacher, asked: Sequence[Turns], rows: int
+) -> Iterator[Sequence[Asked]]:
+    """Yields lists of up to `rows` whose prompts are of one length, the largest first."""
     prompts = teacher.encode([prompt_text(turns, chat_prompts.SYSTEM) for turns in asked])
     groups = defaultdict(list)
     for turns, ids in zip(asked, prompts, strict=True):
@@ -60,25 +84,14 @@ def _of_one_length(teacher: Teacher, asked: list[Turns], rows: int):
             yield members[first : first + rows]
 
 
-def _told(
-    teacher: Teacher, group: list[tuple[Turns, list[int]]], seed: int
-) -> list[list[list[str]]]:
-    """The conversations [[question, answer], ...] that a group leads to."""
-    draw = Draw(f"follow up {seed}")
-    finished, going_on = [], []
-    for turns in _answered(teacher, group, seed):
-        if draw.maybe(FOLLOWED_UP):
-            going_on.append([*turns, ("user", chat_prompts.follow_up(draw))])
-        else:
-            finished.append(turns)
-    # Longer prompts have more lengths: those that are too few for a round of their own are left.
-    for longer in _of_one_length(teacher, going_on, len(group)):
-        if len(longer) >= max(1, len(going_on) // 60):
-            finished += _answered(teacher, longer, seed)
-    return [[[turns[i][1], turns[i + 1][1]] for i in range(0, len(turns), 2)] for turns in finished]
+def _followed_up(teacher: Teacher, answered: Sequence[Turns], draw: Draw) -> list[Asked]:
+    """The conversations with another question, and the prompts that this makes."""
+    asked: list[Turns] = [[*t, ("user", chat_prompts.follow_up(draw))] for t in answered]
+    prompts = teacher.encode([prompt_text(turns, chat_prompts.SYSTEM) for turns in asked])
+    return list(zip(asked, prompts, strict=True))
 
 
-def _answered(teacher: Teacher, group: list[tuple[Turns, list[int]]], seed: int) -> list[Turns]:
+def _answered(teacher: Teacher, group: Sequence[Asked], seed: int) -> list[Turns]:
     answers = teacher.answers([ids for _, ids in group], MAX_NEW_TOKENS, TEMPERATURE, MIN_P, seed)
     answered = []
     for (turns, _), (answer, ended) in zip(group, answers, strict=True):
