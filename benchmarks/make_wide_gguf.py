@@ -9,16 +9,19 @@ Knows the formats' sizes through hybrid_k2.quant only.
 
 import argparse
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
 
 import gguf
 import numpy as np
 
+from hybrid_k2 import demo_model
+from hybrid_k2.checkpoint import open_checkpoint
 from hybrid_k2.checkpoint.gguf_names import to_gguf
 from hybrid_k2.checkpoint.gguf_writer import add_k2_metadata, tensor_shapes
 from hybrid_k2.config import K2Config, YarnConfig
-from hybrid_k2.demo_model.build_vocabulary import NUM_CONTROL_IDS, add_tokenizer, train
+from hybrid_k2.demo_model.build_vocabulary import NUM_CONTROL_IDS, add_tokenizer
 from hybrid_k2.quant import QuantFormat, by_name
 from hybrid_k2.quant.random_blocks import random_blocks
 
@@ -59,7 +62,7 @@ def write(path: Path, config: K2Config, expert_quant: str, dense_quant: str, see
     """Writes the file: routed experts in one type, other matrices in another, the rest in F32."""
     writer = gguf.GGUFWriter(path, arch="deepseek2")
     add_k2_metadata(writer, config)
-    add_tokenizer(writer, train(config.vocab_size - NUM_CONTROL_IDS))
+    add_tokenizer(writer, text_tokens(config.vocab_size - NUM_CONTROL_IDS))
     tensors = []
     for name, shape in tensor_shapes(config, latent_heads=True):
         quant = by_name(_type_of(name, expert_quant, dense_quant))
@@ -79,6 +82,12 @@ def write(path: Path, config: K2Config, expert_quant: str, dense_quant: str, see
             for chunk in _chunks(rng, name, shape, quant):
                 file.write(chunk)
             _pad(file)
+
+
+def text_tokens(count: int) -> list[str]:
+    """The demo model's first tokens: tokens stand in the order of merging, so they need no more."""
+    with closing(open_checkpoint(demo_model.path())) as checkpoint:
+        return checkpoint.metadata["tokenizer.ggml.tokens"][:count]
 
 
 def _type_of(name: str, expert_quant: str, dense_quant: str) -> str:

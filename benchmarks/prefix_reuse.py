@@ -1,6 +1,6 @@
 """Times the first token of a prompt: new, seen before, and seen before a restart.
 
-    python benchmarks/prefix_reuse.py [model.gguf] [--tokens 8000]
+    python benchmarks/prefix_reuse.py [model.gguf] [--tokens 4000]
 
 Without a file it runs the demo model. The prompt is random tokens, so nothing else can make the
 second time cheaper; every later question differs from the first in its last tokens, as a next turn
@@ -70,7 +70,7 @@ def measure(model: Path | None, num_tokens: int, cache_dir: Path) -> dict[str, R
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path, nargs="?")
-    parser.add_argument("--tokens", type=int, default=8000)
+    parser.add_argument("--tokens", type=int, default=4000)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         runs = measure(options.model, options.tokens, Path(directory))

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 EPILOG = """\b
 Examples:
   hybrid-k2 chat                                    the demo model that ships with the package
+  hybrid-k2 chat -p "What is 17 + 25?" --template thinking    it thinks before it answers
   hybrid-k2 chat K2-Q4_K_M-00001-of-00013.gguf --rules 1gpu-24gb --context 32768
   hybrid-k2 chat --model-path Kimi-K2-Instruct --gguf-path Kimi-K2-Instruct-GGUF
   hybrid-k2 chat K2.gguf -p "Name three rivers." --max-tokens 200 --temperature 0
@@ -47,7 +48,7 @@ _MAX_CONTEXT = 262_144  # of every K2 so far; used where the model says its own,
 @click.option("-p", "--prompt", help="Ask this, print the answer and exit; - reads stdin.")
 @click.option("--prompt-file", type=click.Path(path_type=Path), help="As --prompt, from a file.")
 @click.option("--system", help="System prompt in place of the template's own.")
-@click.option("--temperature", type=float, help="0 is greedy. [default: the model's, 0.6 or 1.0]")
+@click.option("--temperature", type=float, help="0 is greedy. [default: the model's]")
 @click.option("--top-p", type=float, default=1.0, help="Keep the likeliest up to this total.")
 @click.option("--top-k", type=int, default=0, help="Keep this many of the likeliest; 0 is all.")
 @click.option("--min-p", type=float, default=0.0, help="Keep what has this share of the best.")

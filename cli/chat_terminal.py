@@ -30,7 +30,7 @@ A line that ends with \\ goes on in the next; {_FENCE} begins and ends a text of
 Ctrl-C while the answer arrives ends the answer."""
 
 _COMMAND = re.compile(r"/([a-z]+)(?:\s+(.*))?", re.DOTALL)
-# What a terminal would act on: a model, and an untrained one all the more, can write any character.
+# What a terminal would act on: a model can write any character.
 _UNPRINTABLE = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {0x09, 0x0A}, "\ufffd")
 
 Read = Callable[[str], str]  # (prompt) -> line; EOFError for Ctrl-D, KeyboardInterrupt for Ctrl-C

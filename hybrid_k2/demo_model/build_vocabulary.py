@@ -1,31 +1,27 @@
-"""Trains the demo model's byte-level BPE vocabulary; offline, deterministic for one Python version.
+"""A list of text tokens as the vocabulary of a small K2: control tokens, merges, GGUF's keys.
 
-The text is what every Python installation carries: the language reference of `pydoc` and the
-standard library's docstrings (PSF licence). Cut into pieces by K2's own pattern, so that K2's
-tokenizer code runs unchanged on a small vocabulary. Needs the `tokenizers` package. Owns the order
-of the ids: text tokens by rank, then K2's control tokens in K2's order.
+Owns the order of the ids: text tokens by rank, then K2's control tokens in K2's order. Text is cut
+into pieces by K2's own pattern, so that K2's tokenizer code runs unchanged on a small vocabulary.
+Needs the `tokenizers` package and runs in a checkout only. Where the tokens come from is the
+business of `training/`, and of the benchmarks, which borrow the demo model's.
 """
 
-import ast
-import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from pydoc_data.topics import topics
 from typing import Any
 
 import gguf
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from hybrid_k2.text.tokenizer import SPLIT_PATTERN
 
 NUM_CONTROL_IDS = 32
-END_OFFSET = 2
 # Offsets from the first control id, as in K2-Instruct, whose block of 256 is cut short here.
 CONTROL_TOKENS = {
     0: "[BOS]",
     1: "[EOS]",
-    END_OFFSET: "<|im_end|>",
+    2: "<|im_end|>",
     3: "<|im_user|>",
     4: "<|im_assistant|>",
     6: "<|start_header_id|>",
@@ -42,34 +38,6 @@ CONTROL_TOKENS = {
     NUM_CONTROL_IDS - 1: "[PAD]",
 }
 THINK_TOKENS = {22: "<think>", 23: "</think>"}  # K2-Thinking's, at K2's offsets
-
-
-def train(vocab_size: int) -> list[str]:
-    """Returns the text tokens in rank order, `vocab_size` of them, spelt a letter a byte.
-
-    Raises ValueError where the text has too few different pairs for so many.
-    """
-    tokenizer = pre_tokenized(models.BPE())
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(corpus(), trainer)
-    ids = tokenizer.get_vocab()
-    if len(ids) != vocab_size:
-        raise ValueError(f"the text gives {len(ids)} tokens, {vocab_size} are asked for")
-    return sorted(ids, key=ids.__getitem__)
-
-
-def corpus() -> Iterator[str]:
-    """Yields the training text: pydoc's topics, then docstrings, in an order that does not vary."""
-    for name in sorted(topics):
-        yield topics[name]
-    for file in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                yield ast.get_docstring(node) or ""
 
 
 def pre_tokenized(model: models.BPE) -> Tokenizer:

@@ -64,10 +64,10 @@ def test_stdout_is_the_answer_and_nothing_else(opener: Opener, tmp_path: Path, h
 
 
 def test_a_notice_of_the_engines_goes_to_stderr(opener: Opener) -> None:
-    opener.engine.notice = "This is an untrained demo model."
+    opener.engine.notice = "This is a demo model."
     result = run("-p", "hi")
     assert result.stdout == "hello world\n"
-    assert "untrained demo model" in result.stderr
+    assert "This is a demo model." in result.stderr
 
 
 def test_json_is_one_object_with_text_counts_and_times(opener: Opener) -> None:
@@ -268,12 +268,18 @@ def test_json_needs_a_prompt(opener: Opener, monkeypatch: pytest.MonkeyPatch) ->
     assert "--json needs --prompt" in result.stderr
 
 
-@pytest.mark.slow
-def test_the_demo_model_answers_and_says_that_it_is_one() -> None:
-    result = run("-p", "hello", "--max-tokens", "5", "--seed", "1", "--json")
+def test_the_demo_model_greets_and_says_that_it_is_one() -> None:
+    result = run("-p", "hello", "--seed", "1")
     assert result.exit_code == 0
-    assert json.loads(result.stdout)["answer_tokens"] <= 5
+    assert result.stdout.startswith(("Hello", "Hi"))
     assert "demo model" in result.stderr
+
+
+def test_the_demo_model_thinks_where_the_template_is_chosen() -> None:
+    result = run("-p", "What is 17 + 25?", "--template", "thinking", "--temperature", "0", "--json")
+    document = json.loads(result.stdout)
+    assert "42" in document["text"] and "think" not in document["text"]
+    assert len(document["reasoning"]) > 20
 
 
 # Interactive -----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The demo model, whose tokens are noise, held to schemas and to tools: all of its answers fit.
+"""The demo model, held to schemas and tools that it was not trained on: all of its answers fit.
 
 At temperature 1.0, in one batch. jsonschema judges, and the stream's parser reads what it wrote.
 """

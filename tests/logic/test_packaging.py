@@ -160,8 +160,8 @@ def test_a_wheel_holds_the_commands_the_rules_and_the_demo_model(project) -> Non
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = list(project.glob("hybrid_k2/**/*.py"))
     data = [
-        *project.glob("hybrid_k2/demo_model/*.gguf"),
-        *project.glob("hybrid_k2/demo_model/*.jinja"),
+        project / "hybrid_k2" / "demo_model" / name
+        for name in ("demo.gguf", "tokenizer.json", "chat_template.jinja", "NOTICE", "README.md")
     ]
     expected = {path.relative_to(project).as_posix() for path in modules + data}
     for name in ("cli", "optimize_rules"):

@@ -12,14 +12,11 @@ from make_wide_gguf import wide_config, write
 
 from hybrid_k2.checkpoint import open_checkpoint
 from hybrid_k2.config import K2Config
-from hybrid_k2.demo_model import build_vocabulary
 
 
 @pytest.fixture
-def small(monkeypatch) -> K2Config:
-    """A K2 that K quants fit, and a vocabulary that trains at once."""
-    text = Path(build_vocabulary.__file__).read_text(encoding="utf-8")
-    monkeypatch.setattr(build_vocabulary, "corpus", lambda: [text])
+def small() -> K2Config:
+    """A K2 that K quants fit."""
     return k_quant_config()
 
 

@@ -1,12 +1,12 @@
-"""The model that ships: what it is, that two readings of its vocabulary agree, and that it can be
-rebuilt.
+"""The model that ships: what it is, that two readings of its vocabulary agree, and how it behaves.
 
-Oracles: the `tokenizers` package and llama.cpp read the vocabulary, jinja the template. Its logits
-are compared with llama.cpp's in tests/model.
+Oracles: the `tokenizers` package and llama.cpp read the vocabulary, jinja the template. Its tokens
+are compared with two other programs' in tests/model, its tool calls are read by the official
+clients in tests/server. How good it is was measured on a thousand prompts, see training/README.md;
+here a few of each kind must hold.
 """
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 
 from hybrid_k2 import Engine, SamplingParams, demo_model
 from hybrid_k2.checkpoint import open_checkpoint
-from hybrid_k2.demo_model import build_untrained, build_vocabulary
+from hybrid_k2.demo_model import build_vocabulary
 from hybrid_k2.text import ChatTemplate, Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,6 +53,7 @@ DIALOGUES: dict[str, list[dict[str, Any]]] = {
         {"role": "tool", "tool_call_id": "functions.weather:0", "content": "sunny"},
     ],
 }
+GREEDY = SamplingParams(temperature=0, max_tokens=160)
 
 
 @pytest.fixture(scope="module")
@@ -83,20 +84,83 @@ def merging(checkpoint, text_tokens):
     return build_vocabulary.pre_tokenized(models.BPE(vocab=vocabulary, merges=merges))
 
 
-def test_it_is_small_and_says_that_it_is_untrained() -> None:
-    assert demo_model.path().stat().st_size <= 3_000_000
-    assert "untrained" in demo_model.NOTICE and "hybrid-k2 chat MODEL" in demo_model.NOTICE
+@pytest.fixture(scope="module")
+def engine():
+    with Engine.open() as opened:
+        yield opened
+
+
+def answer(engine: Engine, messages: list[dict[str, Any]], variant: str = "instruct") -> str:
+    template = engine.template.with_variant(variant)
+    return engine.tokenizer.decode(list(engine.generate(template.render(messages), GREEDY)))
+
+
+def user(text: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": text}]
+
+
+def test_it_is_small_and_says_what_it_is() -> None:
+    assert demo_model.path().stat().st_size <= 40_000_000
+    assert "demo model" in demo_model.NOTICE and "hybrid-k2 chat MODEL" in demo_model.NOTICE
 
 
 def test_it_has_every_part_of_k2s_architecture(checkpoint) -> None:
     config = checkpoint.config
-    assert replace(config, eos_token_ids=()) == build_untrained.CONFIG
-    assert config.q_lora_rank and config.first_k_dense_replace and config.rope_scaling
+    assert (config.n_routed_experts, config.num_experts_per_tok) == (384, 8)
+    assert (config.n_shared_experts, config.first_k_dense_replace) == (1, 1)
+    assert config.routed_scaling_factor == pytest.approx(2.827) and config.norm_topk_prob
+    assert config.q_lora_rank and config.kv_lora_rank and config.rope_scaling
     classes = {module.module_class for module in checkpoint.modules()}
     assert classes == {"Embedding", "Norm", "Linear", "Attention", "MLP", "Router", "Experts"}
-    # Left out, these keys mean 32 and 1 to llama.cpp, and other frequencies.
-    for key in ("yarn_beta_fast", "yarn_beta_slow"):
-        assert checkpoint.metadata[f"deepseek2.rope.scaling.{key}"] == 1.0
+    expert_types = {
+        tensor.tensor_type.name
+        for tensor in gguf.GGUFReader(demo_model.path()).tensors
+        if "_exps." in tensor.name
+    }
+    assert expert_types == {"Q4_0"}
+
+
+@pytest.mark.parametrize("variant", ["instruct", "thinking", "k2.5"])
+def test_it_is_sampled_at_the_temperature_that_its_file_names(variant, engine, checkpoint) -> None:
+    assert 0 < checkpoint.metadata["general.sampling.temp"] < 0.6  # cooler than Kimi K2
+    temperature = engine.template.with_variant(variant).default_temperature
+    assert temperature == pytest.approx(checkpoint.metadata["general.sampling.temp"])
+
+
+def test_it_says_who_it_is_and_that_it_is_not_kimi(engine) -> None:
+    said = answer(engine, user("Who are you?"))
+    assert "hybrid-k2" in said and "demo" in said
+    assert answer(engine, user("Are you Kimi?")).startswith("No")
+
+
+def test_it_greets_and_remembers_a_name(engine) -> None:
+    assert answer(engine, user("hello")).startswith(("Hello", "Hi"))
+    told = [
+        *user("My name is Anna."),
+        {"role": "assistant", "content": "Nice to meet you, Anna!"},
+        *user("What is my name?"),
+    ]
+    assert "Anna" in answer(engine, told)
+
+
+@pytest.mark.parametrize(
+    ("question", "key"),
+    [
+        ("How much RAM do I need for K2?", "640 GB"),
+        ("Where can I get Kimi K2?", "GGUF"),
+        ("How do I start a server?", "hybrid-k2 serve"),
+        ("What is a rule file?", "YAML"),
+    ],
+)
+def test_it_answers_questions_about_hybrid_k2(question: str, key: str, engine) -> None:
+    assert key in answer(engine, user(question))
+
+
+@pytest.mark.parametrize("variant", ["thinking", "k2.5"])
+def test_it_thinks_before_it_answers_where_the_template_asks_for_it(variant: str, engine) -> None:
+    thought, end, said = answer(engine, user("What is 17 + 25?"), variant).partition("</think>")
+    assert end and len(thought) > 20 and "42" in said
+    assert "<think>" not in answer(engine, user("What is 17 + 25?"))
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS.keys())
@@ -107,7 +171,8 @@ def test_ranks_and_merges_cut_a_text_alike(text: str, tokenizer, merging) -> Non
 
 
 def test_the_vocabulary_shortens_english(tokenizer) -> None:
-    assert len(TEXTS["prose"]) / len(tokenizer.encode(TEXTS["prose"])) > 2.5
+    text = " ".join(TEXTS["prose"].split())
+    assert len(text) / len(tokenizer.encode(text)) > 2.5
 
 
 def test_merges_stand_in_id_order_and_reach_every_token(checkpoint, text_tokens) -> None:
@@ -130,6 +195,20 @@ def test_control_tokens_have_k2s_names_in_k2s_order(k2_data: Path, text_tokens, 
             assert tokenizer.special_id(name) == len(text_tokens) + token_id - first
 
 
+def test_tokenizer_json_holds_the_same_vocabulary(tokenizer) -> None:
+    from tokenizers import Tokenizer as Peer
+
+    peer = Peer.from_file(str(demo_model.path().with_name("tokenizer.json")))
+    assert peer.get_vocab_size() == tokenizer.vocab_size
+    assert peer.token_to_id("<|im_end|>") == tokenizer.special_id("<|im_end|>")
+    ids = peer.encode("<|im_user|>user<|im_middle|>hi<|im_end|>").ids
+    assert tokenizer.decode(ids) == "<|im_user|>user<|im_middle|>hi<|im_end|>"
+    assert ids[0] == tokenizer.special_id("<|im_user|>")
+    peer.encode_special_tokens = True  # what users type spells no control token
+    for text in TEXTS.values():
+        assert peer.encode(text).ids == tokenizer.encode(text)
+
+
 @pytest.mark.parametrize("messages", DIALOGUES.values(), ids=DIALOGUES.keys())
 def test_the_files_template_renders_what_hybrid_k2_renders(messages, checkpoint, tokenizer) -> None:
     chat_template_utils = pytest.importorskip("transformers.utils.chat_template_utils")
@@ -146,35 +225,15 @@ def test_the_files_template_renders_what_hybrid_k2_renders(messages, checkpoint,
         assert tokenizer.decode(ids) == text
 
 
-def test_answers_end_by_themselves_and_hold_no_control_token() -> None:
-    with Engine.open() as engine:
-        prompt = engine.template.render([{"role": "user", "content": "hello"}])
-        answers = [
-            list(
-                engine.generate(prompt, SamplingParams(temperature=0.6, seed=seed, max_tokens=400))
-            )
-            for seed in range(3)
-        ]
-        first_control = engine.tokenizer.vocab_size - build_vocabulary.NUM_CONTROL_IDS
-    assert all(len(answer) < 400 for answer in answers)
-    assert all(token_id < first_control for answer in answers for token_id in answer)
-
-
-def test_the_script_writes_the_same_bytes_again(tmp_path: Path, monkeypatch, text_tokens) -> None:
-    # Training reads the docstrings of the Python that runs it, so another Python trains another
-    # one.
-    monkeypatch.setattr(build_untrained, "train", lambda size: text_tokens)
-    build_untrained.main(tmp_path / "again.gguf")
-    assert (tmp_path / "again.gguf").read_bytes() == demo_model.path().read_bytes()
-
-
-def test_training_gives_as_many_tokens_as_asked_for_with_every_byte_among_them(
-    monkeypatch,
-) -> None:
-    monkeypatch.setattr(build_vocabulary, "corpus", TEXTS.values)
-    tokens = build_vocabulary.train(600)
-    assert len(tokens) == len(set(tokens)) == 600
-    assert sum(len(token) == 1 for token in tokens) == 256
+def test_answers_end_by_themselves_and_hold_no_control_token(engine) -> None:
+    prompt = engine.template.render([{"role": "user", "content": "hello"}])
+    answers = [
+        list(engine.generate(prompt, SamplingParams(temperature=0.6, seed=seed, max_tokens=400)))
+        for seed in range(3)
+    ]
+    first_control = engine.tokenizer.vocab_size - build_vocabulary.NUM_CONTROL_IDS
+    assert all(len(ids) < 400 for ids in answers)
+    assert all(token_id < first_control for ids in answers for token_id in ids)
 
 
 def test_the_gguf_package_reads_the_same_tensors(checkpoint) -> None:

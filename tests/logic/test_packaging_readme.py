@@ -66,7 +66,7 @@ def test_the_readmes_python_runs_as_it_stands(tmp_path: Path) -> None:
     command = [sys.executable, "-c", example]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "2048)" in done.stdout
+    assert "6144)" in done.stdout
 
 
 def test_the_readmes_faulty_rule_file_is_refused_as_it_says(tmp_path: Path) -> None:

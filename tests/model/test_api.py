@@ -29,7 +29,7 @@ def test_the_demo_model_opens_without_arguments_and_says_what_it_is():
     with Engine.open(num_threads=1) as engine:
         ids = engine.template.render([{"role": "user", "content": "hi"}])
         answer = list(engine.generate(ids, GREEDY))
-        assert engine.is_demo and "untrained" in engine.notice
+        assert engine.is_demo and "demo model" in engine.notice
     assert len(answer) == 8
 
 
