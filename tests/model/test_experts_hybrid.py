@@ -14,9 +14,10 @@ import torch
 pytest.importorskip("hybrid_k2._cpu", reason="the C++ extension is not built")
 pytest.importorskip("triton", reason="the table of experts in VRAM needs it")
 
-from hybrid_k2.backends import experts_cpu, experts_hybrid, registry
+from hybrid_k2.backends import experts_cpu, experts_hybrid, footprint, registry
 from hybrid_k2.backends.context import BackendContext
 from hybrid_k2.backends.cpu_kernels import open_cpu_kernels
+from hybrid_k2.backends.expert_groups import GROUP
 from hybrid_k2.backends.prefill_split import ExpertCosts
 from hybrid_k2.config import RuntimeConfig
 from hybrid_k2.quant import by_name
@@ -225,3 +226,7 @@ def test_a_step_that_fails_leaves_the_ring_usable(monkeypatch):
     expected = on_cpu.sync(on_cpu.submit(*inputs))
     y = on_both.sync(on_both.submit(*inputs))
     assert (y - expected).norm() < TOLERANCE * expected.norm()
+
+
+def test_the_plan_counts_the_group_that_is_decoded_together():
+    assert footprint._EXPERT_GROUP == GROUP
