@@ -59,8 +59,11 @@ void Activations::quantise_residual(const ActivationKernel& kernel, int64_t r, i
                                     const float* x) {
   const int64_t from = r * padded_blocks_ + b, to = from + count_ * padded_blocks_;
   int8_t* codes = codes_ + to * kActivationBlock;
-  float squares = 0;
-  for (int i = 0; i < kActivationBlock; ++i) squares += x[i] * x[i];
+  constexpr int kLanes = 8;  // sums that do not wait for each other
+  float lanes[kLanes] = {}, squares = 0;
+  for (int i = 0; i < kActivationBlock; i += kLanes)
+    for (int j = 0; j < kLanes; ++j) lanes[j] += x[i + j] * x[i + j];
+  for (const float lane : lanes) squares += lane;
   const float largest = 127 * scales_[from];
   if (largest * largest <= outlier_share_ * squares || !(largest > 0)) {
     std::fill_n(codes, kActivationBlock, int8_t{0});
@@ -75,11 +78,11 @@ void Activations::quantise_residual(const ActivationKernel& kernel, int64_t r, i
 }
 
 void quantise_share(Activations& activations, const ActivationKernel& kernel, const float* x,
-                    int worker, int workers) {
+                    const int64_t* rows, int64_t count, int worker, int workers) {
   const int64_t blocks = activations.blocks();
-  const Share share(activations.count() * blocks, worker, workers);
+  const Share share(count * blocks, worker, workers);
   for (int64_t i = share.begin; i < share.end;) {
-    const int64_t row = i / blocks, begin = i % blocks,
+    const int64_t row = rows ? rows[i / blocks] : i / blocks, begin = i % blocks,
                   end = std::min(blocks, begin + share.end - i);
     activations.quantise(kernel, row, begin, end,
                          x + row * activations.cols() + begin * kActivationBlock);

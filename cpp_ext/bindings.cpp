@@ -282,7 +282,20 @@ PYBIND11_MODULE(_cpu, m) {
            "from 0 without gaps (num_threads entries each).",
            py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("num_threads", &ThreadPool::size)
-      .def_property_readonly("num_nodes", &ThreadPool::nodes);
+      .def_property_readonly("num_nodes", &ThreadPool::nodes)
+      .def(
+          "counters",
+          [](ThreadPool& pool) {
+            const PoolCounters& counters = pool.counters();
+            py::dict result;
+            result["busy_ns"] = counters.busy_ns.load();
+            result["weight_bytes"] = counters.weight_bytes.load();
+            result["experts"] = counters.experts.load();
+            result["skipped"] = counters.skipped.load();
+            return result;
+          },
+          "Since the pool was made: nanoseconds of use, bytes of stored weights read, experts of "
+          "tokens computed, and those given as -1, which are computed elsewhere.");
 
   m.def(
       "node_rows",

@@ -60,6 +60,7 @@ class MoeRegion {
              nullptr, kOutlierOfMid),
         mid_rows_(task_size(num_groups_ * width_, lease.workers(), kBlock, kMaxRows)) {
     plan_rounds();
+    list_few_tokens();
     const bool mostly_tiled = slots_ >= num_groups_ * kTileTokens && max_panels_;
     out_rows_ =
         mostly_tiled ? tiled_out_rows() : task_size(hidden_, lease.workers(), kOutRows, kMaxRows);
@@ -73,7 +74,8 @@ class MoeRegion {
   void run() {
     lease_.run([this](int worker) {
       if (max_panels_) kernels_.tiles()->open();
-      quantise_share(x_, kernels_.activations(), call_.x, worker, lease_.workers());
+      quantise_share(x_, kernels_.activations(), call_.x, few_tokens_, num_few_tokens_, worker,
+                     lease_.workers());
       for (int64_t r = 0; r < num_rounds_; ++r) {
         Round& round = rounds_[r];
         if (r > 0) lease_.barrier();  // the last round's panels are still being read
@@ -138,6 +140,19 @@ class MoeRegion {
     }
   }
 
+  // Tokens of which an expert reads codes: of a long prompt with experts of many tokens, or with
+  // most experts left to the GPU, few.
+  void list_few_tokens() {
+    bool* reads = lease_.arena().take<bool>(call_.tokens);
+    std::fill_n(reads, call_.tokens, false);
+    for (int64_t g = 0; g < num_groups_; ++g)
+      for (int64_t s = groups_[g].begin; s < groups_[g].end && !groups_[g].tiled(); ++s)
+        reads[slot_token_[s]] = true;
+    few_tokens_ = lease_.arena().take<int64_t>(call_.tokens);
+    for (int64_t t = 0; t < call_.tokens; ++t)
+      if (reads[t]) few_tokens_[num_few_tokens_++] = t;
+  }
+
   TaskCounter* counters() {
     TaskCounter* counters = lease_.arena().take<TaskCounter>(lease_.nodes());
     for (int node = 0; node < lease_.nodes(); ++node) new (counters + node) TaskCounter;
@@ -187,6 +202,11 @@ class MoeRegion {
       ends[e + 1] += ends[e];
     }
     const int64_t slots = ends[experts];
+    PoolCounters& counters = lease_.counters();
+    counters.experts += static_cast<uint64_t>(slots);
+    counters.skipped += static_cast<uint64_t>(pairs - slots);
+    counters.weight_bytes += static_cast<uint64_t>(num_groups_) *
+                             (call_.gate.bytes() + call_.up.bytes() + call_.down.bytes());
     slot_x_ = arena.take<ActivationRow>(slots);
     slot_token_ = arena.take<int64_t>(slots);
     slot_weight_ = arena.take<float>(slots);
@@ -383,6 +403,8 @@ class MoeRegion {
   int64_t* slot_token_ = nullptr;    // [slots]
   float* slot_weight_ = nullptr;     // [slots]
   const int64_t slots_;
+  int64_t* few_tokens_ = nullptr;  // [num_few_tokens_] ascending
+  int64_t num_few_tokens_ = 0;
   Activations mid_;         // [slots, F]
   const int64_t mid_rows_;  // in a task
   int64_t out_rows_;        // in a task

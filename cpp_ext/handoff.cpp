@@ -49,6 +49,7 @@ void Handoff::serve(ThreadPool& pool, const KernelTable& kernels, uint32_t step,
           {experts.gate, experts.up, experts.down, memory_.x, memory_.expert_ids, memory_.weights,
            memory_.y, tokens, memory_.top_k});
     } else {
+      pool.counters().skipped += static_cast<uint64_t>(tokens * memory_.top_k);
       std::fill_n(memory_.y, tokens * layers_[layer].gate.cols, 0.0f);
     }
     __atomic_store_n(memory_.answered + layer * kFlagStride, step, __ATOMIC_RELEASE);

@@ -115,13 +115,15 @@ void linear(ThreadPool& pool, const KernelTable& kernels, const Matrix& matrix, 
             float* y, int64_t tokens) {
   if (tokens == 0) return;
   ThreadPool::Lease lease(pool);
+  lease.counters().weight_bytes += static_cast<uint64_t>(matrix.stack) * matrix.bytes();
   if (uses_tiles(kernels, matrix, tokens))
     return linear_tiled(lease, kernels, matrix, x, y, tokens);
   Activations activations(lease.arena(), matrix.stack * tokens, matrix.cols, reads_codes(matrix),
                           reads_values(matrix), x, kOutlierShare);
   TaskCounter counter;
   lease.run([&](int worker) {
-    quantise_share(activations, kernels.activations(), x, worker, lease.workers());
+    quantise_share(activations, kernels.activations(), x, nullptr, activations.count(), worker,
+                   lease.workers());
     if (reads_codes(matrix)) lease.barrier();
     // Shared out one by one, as the experts are: a fixed split waits for the slowest core.
     const int64_t rows = matrix.stack * matrix.rows;

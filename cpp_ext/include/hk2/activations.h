@@ -92,9 +92,9 @@ class ProductRows {
 inline bool reads_codes(const Matrix& matrix) { return matrix.quant->reads_codes; }
 inline bool reads_values(const Matrix& matrix) { return !matrix.quant->reads_codes; }
 
-// One worker's part of quantising all rows from x [count, cols]. Nothing to do where codes are not
-// kept.
+// One worker's part of quantising `count` rows from x [all rows, cols]: those that `rows` names, or
+// the first ones if it is null. Nothing to do where codes are not kept.
 void quantise_share(Activations& activations, const ActivationKernel& kernel, const float* x,
-                    int worker, int workers);
+                    const int64_t* rows, int64_t count, int worker, int workers);
 
 }  // namespace hk2

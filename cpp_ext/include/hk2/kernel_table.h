@@ -49,6 +49,7 @@ struct Matrix {
   int64_t stack, rows, cols;
 
   int64_t row_bytes() const { return cols / quant->block_size * quant->block_bytes; }
+  uint64_t bytes() const { return static_cast<uint64_t>(rows * row_bytes()); }  // of one matrix
   const uint8_t* row(int64_t s, int64_t r) const { return data + (s * rows + r) * row_bytes(); }
 };
 

@@ -8,6 +8,7 @@
 #include <sched.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <mutex>
 #include <thread>
@@ -74,6 +75,14 @@ inline int64_t task_size(int64_t total, int workers, int64_t smallest, int64_t l
   return size < smallest ? smallest : size > largest ? largest : size;
 }
 
+// What a pool has done since it was made, for whoever watches it.
+struct PoolCounters {
+  std::atomic<uint64_t> busy_ns{0};       // leased
+  std::atomic<uint64_t> weight_bytes{0};  // stored weights that products read
+  std::atomic<uint64_t> experts{0};       // experts of tokens, computed here
+  std::atomic<uint64_t> skipped{0};       // experts of tokens that were -1: computed elsewhere
+};
+
 class ThreadPool {
  public:
   // Workers 1.. are pinned to cpus[1..] if cpus is not empty; worker 0 is whoever calls, and is
@@ -87,13 +96,24 @@ class ThreadPool {
 
   int size() const { return size_; }
   int nodes() const { return num_nodes_; }
+  PoolCounters& counters() { return counters_; }
 
   // Exclusive use of the pool and of its scratch memory, from before the first region to after the
   // last.
   class Lease {
    public:
-    explicit Lease(ThreadPool& pool) : pool_(pool), lock_(pool.lease_) { pool.arena_.reset(); }
+    explicit Lease(ThreadPool& pool)
+        : pool_(pool), lock_(pool.lease_), start_(std::chrono::steady_clock::now()) {
+      pool.arena_.reset();
+    }
+    ~Lease() {
+      const std::chrono::nanoseconds busy = std::chrono::steady_clock::now() - start_;
+      counters().busy_ns += static_cast<uint64_t>(busy.count());
+    }
+    Lease(const Lease&) = delete;
+    Lease& operator=(const Lease&) = delete;
 
+    PoolCounters& counters() { return pool_.counters_; }
     Arena& arena() { return pool_.arena_; }
     int workers() const { return pool_.usable_workers(); }
     int nodes() const { return pool_.num_nodes_; }
@@ -112,6 +132,7 @@ class ThreadPool {
    private:
     ThreadPool& pool_;
     std::lock_guard<std::mutex> lock_;
+    const std::chrono::steady_clock::time_point start_;
   };
 
  private:
@@ -129,6 +150,7 @@ class ThreadPool {
   const int process_;  // threads do not survive fork: a child computes on the calling thread alone
   std::mutex lease_;
   Arena arena_;
+  PoolCounters counters_;
   Barrier barrier_;
   Function function_ = nullptr;
   void* context_ = nullptr;
