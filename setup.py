@@ -138,6 +138,7 @@ setup(
     package_dir={"hybrid_k2.cli": "cli", "hybrid_k2.optimize_rules": "optimize_rules"},
     package_data={
         "hybrid_k2.optimize_rules": ["*.yaml", "README.md"],
+        "hybrid_k2.server": ["*.html"],
         "hybrid_k2.demo_model": ["*.gguf", "*.jinja", "*.json", "NOTICE", "README.md"],
     },
     ext_modules=[Extension("hybrid_k2._cpu", sources(), depends=every_file(), optional=not STRICT)],
