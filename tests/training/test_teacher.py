@@ -132,7 +132,8 @@ def test_follow_ups_wait_for_a_batch_and_none_is_lost(file: Path, tmp_path, monk
     monkeypatch.setattr(chat_prompts, "cleaned", lambda answer, ended: answer or "Yes.")
     monkeypatch.setattr(chat_prompts, "repeats", lambda answer, earlier: False)
     monkeypatch.setattr(chat_prompts, "question", lambda draw: "Why?")
-    monkeypatch.setattr(chat_prompts, "follow_up", lambda draw: "How?")
+    others = ["How?", "How?", "How?", "But why?", "And then what?", "Why is that so?"]
+    monkeypatch.setattr(chat_prompts, "follow_up", lambda draw: draw.choice(others))
     monkeypatch.setattr(distil, "MAX_NEW_TOKENS", 2)
     monkeypatch.setattr(distil, "FOLLOWED_UP", 1.0)
     asked = []
