@@ -7,6 +7,7 @@ float32 out.
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +18,22 @@ from hybrid_k2.config import RuntimeConfig
 from hybrid_k2.quant.stored import StoredTensor
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCounters:
+    """What CPU kernels have done since they were opened.
+
+    busy_s: of wall time.  weight_bytes: stored weights that products read; an expert's once for
+    all tokens of a call.
+    experts: experts of tokens, computed here; a feed-forward without a router counts as one.
+    skipped: those given as -1, which are the GPU's, from its memory or streamed.
+    """
+
+    busy_s: float = 0.0
+    weight_bytes: int = 0
+    experts: int = 0
+    skipped: int = 0
 
 
 class CpuKernels(Protocol):
@@ -56,6 +73,9 @@ class CpuKernels(Protocol):
         x: [T, H] float32.  expert_ids: [T, K] int32.  weights: [T, K] float32.  Returns [T, H]
         float32, `out` where it is given.
         """
+
+    def counters(self) -> KernelCounters:
+        """A snapshot; any thread may ask, also while others compute."""
 
 
 def open_cpu_kernels(runtime: RuntimeConfig) -> CpuKernels:
@@ -141,6 +161,15 @@ class NativeKernels:
             y.numpy(),
         )
         return y
+
+    def counters(self) -> KernelCounters:
+        counts = self._pool.counters()
+        return KernelCounters(
+            busy_s=counts["busy_ns"] / 1e9,
+            weight_bytes=counts["weight_bytes"],
+            experts=counts["experts"],
+            skipped=counts["skipped"],
+        )
 
     def handoff(self, layers: Sequence[tuple[Any, Any, Any]], *memory: torch.Tensor) -> Any:
         """The experts (gate, up, down) of a captured GPU step's layers, in that order.

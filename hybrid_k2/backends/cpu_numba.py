@@ -7,6 +7,7 @@ float32, so results are a little more accurate than the C++ kernels' and much sl
 of modules or of the model.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from hybrid_k2.backends.cpu_kernels import KernelCounters
 from hybrid_k2.quant.stored import StoredTensor
 
 _HALF = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)  # f16 bits -> value
@@ -45,6 +47,7 @@ class NumbaKernels:
 
     def __init__(self, num_threads: int) -> None:
         numba.set_num_threads(min(num_threads, numba.config.NUMBA_NUM_THREADS))
+        self._busy_s, self._weight_bytes, self._experts, self._skipped = 0.0, 0, 0, 0
 
     def place(self, data: np.ndarray, stack: int, rows: int) -> None:
         """Nothing: numba's threads are not pinned."""
@@ -72,10 +75,12 @@ class NumbaKernels:
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         y = torch.zeros_like(x) if out is None else out.zero_()
+        self._skipped += int((expert_ids < 0).sum())
         for expert_id in expert_ids.unique().tolist():
             if expert_id < 0:
                 continue
             tokens, choice = (expert_ids == expert_id).nonzero(as_tuple=True)
+            self._experts += len(tokens)
             routed = x[tokens]
             mid = F.silu(self._product(gate, expert_id, routed)) * self._product(
                 up, expert_id, routed
@@ -84,14 +89,23 @@ class NumbaKernels:
             y.index_add_(0, tokens, routed)
         return y
 
+    def counters(self) -> KernelCounters:
+        return KernelCounters(self._busy_s, self._weight_bytes, self._experts, self._skipped)
+
     def _product(self, matrix: NumbaMatrix, s: int, x: torch.Tensor) -> torch.Tensor:
         """x [T, cols] times matrix s of the stack, transposed: [T, rows]."""
-        name = matrix.stored.quant.name
-        if name not in _DECODERS:
-            return _torch_product(matrix, s, x)
-        y = np.empty((matrix.num_rows, x.shape[0]), np.float32)
-        _matmul(name)(matrix.rows[s], x.contiguous().numpy(), _HALF, y)
-        return torch.from_numpy(y).T
+        started_s = time.perf_counter()
+        decoded = matrix.stored.quant.name in _DECODERS
+        y = (_numba_product if decoded else _torch_product)(matrix, s, x)
+        self._busy_s += time.perf_counter() - started_s
+        self._weight_bytes += matrix.rows[s].nbytes
+        return y
+
+
+def _numba_product(matrix: NumbaMatrix, s: int, x: torch.Tensor) -> torch.Tensor:
+    y = np.empty((matrix.num_rows, x.shape[0]), np.float32)
+    _matmul(matrix.stored.quant.name)(matrix.rows[s], x.contiguous().numpy(), _HALF, y)
+    return torch.from_numpy(y).T
 
 
 def _torch_product(matrix: NumbaMatrix, s: int, x: torch.Tensor) -> torch.Tensor:

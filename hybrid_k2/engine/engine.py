@@ -27,6 +27,7 @@ from hybrid_k2.errors import ContextLengthError, NonFiniteError, RequestError
 from hybrid_k2.model.pages import PAGE_TOKENS, OutOfPages, pages_of
 
 if TYPE_CHECKING:
+    from hybrid_k2.backends.cpu_kernels import KernelCounters
     from hybrid_k2.checkpoint import Checkpoint
     from hybrid_k2.config import RuntimeConfig
     from hybrid_k2.engine.loader import Progress
@@ -38,7 +39,7 @@ log = logging.getLogger(__name__)
 class EngineCore:
     """Continuous batching over one model.
 
-    model: `pool`, `new_cache()` and `forward(spans)` as model.kimi_k2.KimiK2 has them.
+    model: `pool`, `counters()`, `new_cache()`, `forward(spans)` as model.kimi_k2.KimiK2 has them.
     eos_token_ids: end an answer unless the request says `ignore_eos`.  context: most tokens of
     prompt and answer.
     prefix_cache: keeps what requests have computed for others; None keeps it in the pool only.
@@ -127,6 +128,10 @@ class EngineCore:
     def running(self) -> list[RunningRequest]:
         """How far each request is that does not wait."""
         return [sequence.progress() for sequence in self._scheduler.running]
+
+    def kernel_counters(self) -> "KernelCounters":
+        """What the CPU kernels have done since open: weights read, experts computed, time taken."""
+        return self._opened().counters()
 
     def cache_stats(self) -> CacheStats:
         """What the KV cache holds, where, and what that has saved since open."""

@@ -85,7 +85,8 @@ def load_model(
         modules.clear()  # half a model, which the traceback of whoever catches this would keep
         traceback.clear_frames(error.__traceback__)
         raise
-    return KimiK2(checkpoint.config, modules, num_pages=plan.cache_tokens // PAGE_TOKENS)
+    num_pages = plan.cache_tokens // PAGE_TOKENS
+    return KimiK2(checkpoint.config, modules, num_pages, kernels.counters)
 
 
 def open_prefix_cache(

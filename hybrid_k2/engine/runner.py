@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hybrid_k2.backends.cpu_kernels import KernelCounters
 from hybrid_k2.engine.scheduler import Work
 from hybrid_k2.model.span import Span
 
@@ -22,6 +23,10 @@ class Runner:
     def new_cache(self) -> Any:
         """An empty cache."""
         return self._model.new_cache()
+
+    def counters(self) -> KernelCounters:
+        """What the model's CPU kernels have done since it was loaded."""
+        return self._model.counters()
 
     def run(self, batch: list[Work]) -> list[np.ndarray | None]:
         """Computes the batch in one forward pass and advances its caches.

@@ -7,11 +7,12 @@ nothing of files, rules, sampling or text.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from hybrid_k2.backends.cpu_kernels import KernelCounters
 from hybrid_k2.config import K2Config
 from hybrid_k2.model.kv_cache import LatentCache, PagePool
 from hybrid_k2.model.rope import Rope, rotate
@@ -21,11 +22,18 @@ log = logging.getLogger(__name__)
 
 
 class KimiK2:
-    def __init__(self, config: K2Config, modules: Mapping[str, Any], num_pages: int) -> None:
+    def __init__(
+        self,
+        config: K2Config,
+        modules: Mapping[str, Any],
+        num_pages: int,
+        counters: Callable[[], KernelCounters] = KernelCounters,
+    ) -> None:
         """modules: a backend for every module name of the plan.  num_pages: of KV cache, shared by
-        all sequences.
+        all sequences.  counters: of the CPU kernels that the modules compute with.
         """
         self.config = config
+        self.counters = counters
         self._rope = Rope(config)
         self._embed_tokens = modules["model.embed_tokens"]
         self._layers = [

@@ -5,6 +5,7 @@ that dashboards made for it work. Knows nothing of HTTP; the engine's thread rep
 """
 
 import dataclasses
+import threading
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -136,6 +137,8 @@ class _EngineTotals:
 
     def __init__(self, service: "Service") -> None:
         self._service = service
+        self._reading = threading.Lock()  # scrapes run in threads of their own
+        self._last_read = 0, 0.0  # bytes, seconds: of the CPU kernels when last asked
 
     def collect(self) -> Iterator[Metric]:
         done, total = self._service.progress
@@ -157,6 +160,29 @@ class _EngineTotals:
         memory, *_ = core.cache_stats().tiers
         share = memory.pages_in_use / max(memory.pages_total, 1)
         yield _gauge("kv_cache_usage_perc", "Share of the KV pages that requests hold", share)
+        yield from self._of_kernels(core)
+
+    def _of_kernels(self, core: EngineCore) -> Iterator[Metric]:
+        with self._reading:
+            done = core.kernel_counters()
+            last_bytes, last_s = self._last_read
+            self._last_read = done.weight_bytes, done.busy_s
+        busy_s = done.busy_s - last_s
+        bytes_per_s = (done.weight_bytes - last_bytes) / busy_s if busy_s else 0.0
+        yield _counter("weight_bytes", "Bytes of weights the CPU kernels read", done.weight_bytes)
+        yield _counter("kernel_seconds", "Time that the CPU kernels took", done.busy_s)
+        yield _counter(
+            "experts_cpu", "Experts of tokens that the CPU computed, shared ones too", done.experts
+        )
+        yield _counter(
+            "experts_gpu", "Experts of tokens that the GPU computed for the CPU", done.skipped
+        )
+        yield _gauge(
+            "ram_bandwidth_gbps",
+            "10^9 bytes of weights per second of the CPU kernels' time since the last scrape, "
+            "whoever made it; 0 if none ran",
+            bytes_per_s / 1e9,
+        )
 
 
 class _WithVllmNames:

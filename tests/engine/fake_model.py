@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hybrid_k2.backends.cpu_kernels import KernelCounters
 from hybrid_k2.model.kv_cache import LatentCache, PagePool
 from hybrid_k2.model.pages import PAGE_TOKENS, pages_of
 
@@ -36,10 +37,14 @@ class FakeModel:
         self.poison, self.nan = poison, nan
         placements = [(torch.device("cpu"), torch.float32), (torch.device("cpu"), torch.float64)]
         self.pool = PagePool(placements, latent_dim=1, num_pages=num_pages)
+        self.kernels_did = KernelCounters()  # for a test to set
         self.steps: list[list[int]] = []  # tokens computed of each span, by step
 
     def new_cache(self) -> LatentCache:
         return self.pool.new_cache()
+
+    def counters(self) -> KernelCounters:
+        return self.kernels_did
 
     def forward(self, spans: Sequence[Any]) -> list[torch.Tensor | None]:
         for span in spans:

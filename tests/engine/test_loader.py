@@ -10,16 +10,15 @@ from hybrid_k2.checkpoint.bulk_read import Extent
 from hybrid_k2.engine import loader
 
 RUNTIME = SimpleNamespace(resolved_threads=1)
+KERNELS = SimpleNamespace(counters="counters")
 
 
 @pytest.fixture
 def plan(monkeypatch, tmp_path):
     """Three modules of 10 000, 0 and 5 000 bytes, whose backends record how they were made."""
     made = []
-    monkeypatch.setattr(loader, "open_cpu_kernels", lambda runtime: "kernels")
-    monkeypatch.setattr(
-        loader, "KimiK2", lambda config, modules, num_pages: (config, modules, num_pages)
-    )
+    monkeypatch.setattr(loader, "open_cpu_kernels", lambda runtime: KERNELS)
+    monkeypatch.setattr(loader, "KimiK2", lambda *args: args)
     monkeypatch.setattr(loader.registry, "create", lambda *args: made.append(args) or args[0])
     monkeypatch.setattr(bulk_read, "CHUNK_BYTES", 4096)
     file = tmp_path / "weights"
@@ -59,15 +58,16 @@ def module(name, num_bytes):
 
 
 def test_every_module_is_built_on_its_planned_backend(plan):
-    config, modules, num_pages = loader.load_model(plan.checkpoint, plan, RUNTIME)
+    config, modules, num_pages, counters = loader.load_model(plan.checkpoint, plan, RUNTIME)
     assert config == "config"
     assert modules == {"model.a": "backend_a", "model.b": "backend_b", "model.c": "backend_c"}
     name, module_class, tensors, context, kwargs = plan.made[2]
     assert (name, module_class, kwargs) == ("backend_c", "Linear", {"device": "c"})
     assert tensors is plan.entries[2].module.tensors
-    assert (context.config, context.runtime, context.kernels) == ("config", RUNTIME, "kernels")
+    assert (context.config, context.runtime, context.kernels) == ("config", RUNTIME, KERNELS)
     assert context.layer_idx == 3
     assert num_pages == 3
+    assert counters == "counters"
 
 
 def test_progress_runs_from_nothing_to_every_byte(plan):

@@ -2,13 +2,21 @@
 
 import os
 import threading
+import time
 
 import numpy as np
 import pytest
+import torch
 
 _cpu = pytest.importorskip("hybrid_k2._cpu", reason="the C++ extension is not built")
 
 from kernels.blocks import random_stored  # noqa: E402
+
+from hybrid_k2.backends.cpu_kernels import KernelCounters, NativeKernels  # noqa: E402
+from hybrid_k2.backends.cpu_numba import NumbaKernels  # noqa: E402
+from hybrid_k2.config import RuntimeConfig  # noqa: E402
+from hybrid_k2.quant import by_name  # noqa: E402
+from hybrid_k2.quant.stored import StoredTensor  # noqa: E402
 
 
 @pytest.fixture
@@ -77,6 +85,38 @@ def test_workers_can_be_pinned(problem):
     pool = _cpu.ThreadPool(2, [cpu, cpu])
     np.testing.assert_array_equal(solve(pool, problem), solve(_cpu.ThreadPool(1), problem))
     assert pool.num_threads == 2
+
+
+@pytest.fixture(params=[NativeKernels, NumbaKernels])
+def kernels(request):
+    if request.param is NumbaKernels:
+        return NumbaKernels(1)
+    return NativeKernels(_cpu, RuntimeConfig(num_threads=2))
+
+
+def test_counters_grow_by_the_bytes_and_experts_of_each_product(kernels, rng):
+    started_s, before = time.perf_counter(), kernels.counters()
+    assert before == KernelCounters()
+    # Each of another size, of types that numba need not compile.
+    types, shapes = ("Q4_1", "Q5_0", "Q5_1"), ((4, 96, 64), (4, 96, 64), (4, 64, 96))
+    stored = [random_stored(*kind, rng) for kind in zip(types, shapes, strict=True)]
+    gate, up, down = (
+        kernels.matrix(StoredTensor("", by_name(s.quant), s.shape, s.data)) for s in stored
+    )
+
+    kernels.batched_linear(gate, torch.ones(4, 2, 64))
+    after = kernels.counters()
+    assert (after.weight_bytes, after.experts, after.skipped) == (stored[0].data.nbytes, 0, 0)
+
+    expert_bytes = sum(s.data.nbytes // 4 for s in stored)
+    ids = torch.tensor([[2, -1], [0, 2], [-1, -1]], dtype=torch.int32)
+    for num_calls in (1, 2):
+        kernels.moe(gate, up, down, torch.ones(3, 64), ids, torch.ones(3, 2))
+        read = kernels.counters().weight_bytes - after.weight_bytes
+        assert read == num_calls * 2 * expert_bytes  # experts 0 and 2, once for both tokens
+    done = kernels.counters()
+    assert (done.experts, done.skipped) == (2 * 3, 2 * 3)
+    assert 0 < after.busy_s < done.busy_s < time.perf_counter() - started_s
 
 
 def test_read_bandwidth_is_a_plausible_rate(pool):

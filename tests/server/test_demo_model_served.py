@@ -4,6 +4,7 @@ What a newcomer tries first: a question, a tool, two calls at once and their res
 """
 
 import json
+import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,6 +63,23 @@ def complete(server: RunningServer, messages: Any, **options: Any) -> Any:
 def calls_of(choice: Any) -> list[tuple[str, Any]]:
     calls = choice.message.tool_calls or []
     return [(call.function.name, json.loads(call.function.arguments)) for call in calls]
+
+
+def test_metrics_show_what_the_kernels_read_for_every_token(server: RunningServer) -> None:
+    complete(server, "Hello!")
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=20) as response:
+        lines = response.read().decode().splitlines()
+    found = dict(line.rsplit(" ", 1) for line in lines if line.startswith("hybrid_k2_"))
+    config, stats = server.engine.config, server.engine.core.stats
+    num_tokens = stats.prefill_tokens + stats.decode_tokens
+    with_shared = config.num_experts_per_tok + 1
+    experts_per_token = config.num_moe_layers * with_shared + config.first_k_dense_replace
+    assert float(found["hybrid_k2_experts_cpu_total"]) == num_tokens * experts_per_token > 0
+    assert float(found["hybrid_k2_experts_gpu_total"]) == 0
+    read, busy_s = (
+        float(found[f"hybrid_k2_{name}_total"]) for name in ("weight_bytes", "kernel_seconds")
+    )
+    assert float(found["hybrid_k2_ram_bandwidth_gbps"]) == pytest.approx(read / busy_s / 1e9)
 
 
 def test_a_question_about_the_program_is_answered(server: RunningServer) -> None:

@@ -10,6 +10,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from server.scripted_engine import CRASH, ENDLESS, ScriptedEngine
 
+from hybrid_k2.backends.cpu_kernels import KernelCounters
+
 HELLO = [{"role": "user", "content": "hello"}]
 ENDLESSLY = [{"role": "user", "content": ENDLESS}]
 
@@ -96,6 +98,21 @@ def test_requests_and_their_tokens_are_counted(serve):
         assert found["hybrid_k2_request_success_total", ("finished_reason", reason)] == count
     assert found["hybrid_k2_engine_prefill_tokens_total",] > 0
     assert found["hybrid_k2_model_load_progress",] == 1
+
+
+def test_bandwidth_is_that_of_the_kernels_time_since_the_last_scrape(serve):
+    engine = ScriptedEngine()
+    server = serve(engine)
+    gbps = []
+    for busy_s, weight_bytes in ((2, 3 * 10**9), (2, 3 * 10**9), (2.5, 15 * 10**9)):
+        engine.model.kernels_did = KernelCounters(busy_s, weight_bytes, experts=7, skipped=5)
+        gbps.append(samples(server)["hybrid_k2_ram_bandwidth_gbps",])
+    assert gbps == [1.5, 0, 24]
+    found = samples(server)
+    assert found["hybrid_k2_weight_bytes_total",] == 15 * 10**9
+    assert found["hybrid_k2_kernel_seconds_total",] == 2.5
+    assert found["hybrid_k2_experts_cpu_total",] == 7
+    assert found["hybrid_k2_experts_gpu_total",] == 5
 
 
 def test_what_runs_and_what_is_refused_is_seen(serve):
