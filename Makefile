@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 CPP := $(shell find cpp_ext -name '*.cpp' -o -name '*.h')
 
-.PHONY: venv build chat test test-all lint format bench clean help
+.PHONY: venv build chat test test-all sanitize lint format bench clean help
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -29,10 +29,13 @@ chat: venv  ## one answer of the demo model, or of MODEL=FILE, to PROMPT="..."
 	$(BIN)/hybrid-k2 chat $(MODEL) --prompt "$(PROMPT)"
 
 test: build  ## every test that takes under a second or two
-	$(BIN)/pytest -q -m "not slow"
+	$(BIN)/pytest -q -m "not slow and not sanitizer"
 
 test-all: build  ## every test, kernels at full shapes and the GPU's among them
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -m "not sanitizer"
+
+sanitize: venv  ## the kernels' tests under AddressSanitizer, the thread pool's under ThreadSanitizer
+	$(BIN)/pytest -q -m sanitizer tests/kernels
 
 lint: venv  ## what CI checks besides tests
 	$(BIN)/ruff check .

@@ -19,6 +19,7 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 STRICT = os.environ.get("HYBRID_K2_STRICT_BUILD", "") == "1"
+SANITIZE = os.environ.get("HYBRID_K2_SANITIZE", "")  # address or thread: tests/kernels does
 SOURCE_DIR = Path("cpp_ext")
 
 # Never -march=native (the build must run elsewhere), -ffast-math or -Ofast (at link time they turn
@@ -30,6 +31,7 @@ COMMON_FLAGS = [
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fno-lto"),
 ]
 STRICT_FLAGS = ["-Wall", "-Wextra", "-Werror"]
+SANITIZE_FLAGS = [f"-fsanitize={SANITIZE}", "-g1", "-fno-omit-frame-pointer"]
 
 _AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 _AVX512 = [
@@ -83,7 +85,7 @@ class BuildKernels(build_ext):
         super().finalize_options()
         # An editable install would build in a temporary folder and compile everything each time.
         tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
-        self.build_temp = os.path.join("build", f"temp.{tag}")
+        self.build_temp = os.path.join("build", f"{SANITIZE or 'temp'}.{tag}")
 
     def build_extension(self, ext: Extension) -> None:
         """Builds the extension, or, where that fails and the build is not strict, leaves it out."""
@@ -102,6 +104,11 @@ class BuildKernels(build_ext):
         newest_shared = max(os.path.getmtime(path) for path in [*headers, __file__])
         include_dirs = [str(SOURCE_DIR / "include"), pybind11.get_include(), *self.include_dirs]
         shared_flags = COMMON_FLAGS + (STRICT_FLAGS if STRICT else [])
+        link_flags = ["-pthread", "-fno-lto"]
+        if SANITIZE:
+            # Not strict: with these GCC warns of its own headers.
+            shared_flags = COMMON_FLAGS + SANITIZE_FLAGS
+            link_flags += SANITIZE_FLAGS
 
         def compile_one(source: str) -> str:
             (target,) = self.compiler.object_filenames([source], output_dir=self.build_temp)
@@ -121,7 +128,7 @@ class BuildKernels(build_ext):
         self.compiler.link_shared_object(
             objects,
             self.get_ext_fullpath(ext.name),
-            extra_postargs=["-pthread", "-fno-lto"],
+            extra_postargs=link_flags,
             build_temp=self.build_temp,
             target_lang="c++",
         )

@@ -12,12 +12,13 @@
 namespace hk2 {
 
 constexpr int kActivationBlock = 32;  // activations are quantised in blocks of 32 along k
-constexpr int kActivationPad = 256;   // rows of codes are zero-padded to a multiple of this
+constexpr int kActivationPad = 512;   // rows of codes are zero-padded to a multiple of this
 constexpr int kSameBits = 8;  // up to so many tokens in a call, each gets the bits it gets alone
 
 // One token's input vector. Integer quant types read codes, scales and sums; float types read
 // values; what a type does not read may be null. x[32 b + i] ~ scales[b] * codes[32 b + i]. The
-// arrays of scales and sums are padded like the codes, and 64 bytes past their end may be read.
+// arrays of scales and sums are padded like the codes, so 64 bytes from an even multiple of 32 are
+// a row's own; behind its end lies another's, which a thread may be writing.
 struct ActivationRow {
   const int8_t* codes;  // [cols, padded] in -127..127, 64-byte aligned
   const float* scales;  // [cols / 32]

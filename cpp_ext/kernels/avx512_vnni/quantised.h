@@ -77,8 +77,8 @@ struct QuantisedRow {
     for (int j = 0; j < 4; ++j)
       p[j] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w.codes[j],
                                  _mm512_load_si512(codes + 64 * j));
-    const __m512 scales =
-        _mm512_permutexvar_ps(block_of_lane(), _mm512_loadu_ps(x.scales + unit * 8));
+    const __m512 scales = _mm512_permutexvar_ps(
+        block_of_lane(), _mm512_castps256_ps512(_mm256_loadu_ps(x.scales + unit * 8)));
     const __m512 products = _mm512_cvtepi32_ps(reduce<Format::kMaxCode>(p));
     sum.products = _mm512_fmadd_ps(_mm512_mul_ps(w.scales, scales), products, sum.products);
     const float* sums = Format::kGroup == 16 ? x.half_sums + unit * 16 : x.sums + unit * 8;
