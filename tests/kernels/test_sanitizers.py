@@ -69,8 +69,10 @@ def sanitizer(request, tmp_path) -> tuple[str, Path]:
 
 def run_tests(sanitizer: str, extension: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-c", RUN, str(extension), "-x", "-q", "-p", "no:cacheprovider"]
-        + list(arguments),
+        [
+            *(sys.executable, "-c", RUN, str(extension)),
+            *("-x", "-q", "-p", "no:cacheprovider", *arguments),
+        ],
         env={**os.environ, **OPTIONS[sanitizer], "LD_PRELOAD": runtime_of(sanitizer)},
         cwd=ROOT / "tests" / "kernels",
         capture_output=True,
