@@ -7,33 +7,17 @@ float32 out.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from hybrid_k2.backends.kernel_counters import KernelCounters
 from hybrid_k2.backends.numa import numa_nodes, worker_places
 from hybrid_k2.config import RuntimeConfig
 from hybrid_k2.quant.stored import StoredTensor
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class KernelCounters:
-    """What CPU kernels have done since they were opened.
-
-    busy_s: of wall time.  weight_bytes: stored weights that products read; an expert's once for
-    all tokens of a call.
-    experts: experts of tokens, computed here; a feed-forward without a router counts as one.
-    skipped: those given as -1, which are the GPU's, from its memory or streamed.
-    """
-
-    busy_s: float = 0.0
-    weight_bytes: int = 0
-    experts: int = 0
-    skipped: int = 0
 
 
 class CpuKernels(Protocol):

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from hybrid_k2.backends.cpu_kernels import KernelCounters
+from hybrid_k2.backends.kernel_counters import KernelCounters
 from hybrid_k2.quant.stored import StoredTensor
 
 _HALF = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)  # f16 bits -> value

@@ -27,7 +27,7 @@ from hybrid_k2.errors import ContextLengthError, NonFiniteError, RequestError
 from hybrid_k2.model.pages import PAGE_TOKENS, OutOfPages, pages_of
 
 if TYPE_CHECKING:
-    from hybrid_k2.backends.cpu_kernels import KernelCounters
+    from hybrid_k2.backends.kernel_counters import KernelCounters
     from hybrid_k2.checkpoint import Checkpoint
     from hybrid_k2.config import RuntimeConfig
     from hybrid_k2.engine.loader import Progress

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hybrid_k2.backends.cpu_kernels import KernelCounters
+from hybrid_k2.backends.kernel_counters import KernelCounters
 from hybrid_k2.engine.scheduler import Work
 from hybrid_k2.model.span import Span
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hybrid_k2.backends.cpu_kernels import KernelCounters
+from hybrid_k2.backends.kernel_counters import KernelCounters
 from hybrid_k2.config import K2Config
 from hybrid_k2.model.kv_cache import LatentCache, PagePool
 from hybrid_k2.model.rope import Rope, rotate

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hybrid_k2.backends.cpu_kernels import KernelCounters
+from hybrid_k2.backends.kernel_counters import KernelCounters
 from hybrid_k2.model.kv_cache import LatentCache, PagePool
 from hybrid_k2.model.pages import PAGE_TOKENS, pages_of
 

@@ -12,8 +12,9 @@ _cpu = pytest.importorskip("hybrid_k2._cpu", reason="the C++ extension is not bu
 
 from kernels.blocks import random_stored  # noqa: E402
 
-from hybrid_k2.backends.cpu_kernels import KernelCounters, NativeKernels  # noqa: E402
+from hybrid_k2.backends.cpu_kernels import NativeKernels  # noqa: E402
 from hybrid_k2.backends.cpu_numba import NumbaKernels  # noqa: E402
+from hybrid_k2.backends.kernel_counters import KernelCounters  # noqa: E402
 from hybrid_k2.config import RuntimeConfig  # noqa: E402
 from hybrid_k2.quant import by_name  # noqa: E402
 from hybrid_k2.quant.stored import StoredTensor  # noqa: E402

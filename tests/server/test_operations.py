@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from server.scripted_engine import CRASH, ENDLESS, ScriptedEngine
 
-from hybrid_k2.backends.cpu_kernels import KernelCounters
+from hybrid_k2.backends.kernel_counters import KernelCounters
 
 HELLO = [{"role": "user", "content": "hello"}]
 ENDLESSLY = [{"role": "user", "content": ENDLESS}]
