@@ -31,7 +31,6 @@ class ExpertsSlot:
 
 class ExpertsCpu:
     device = torch.device("cpu")
-    resident: Any = None  # ResidentExperts, where some of them are in VRAM as well
 
     def __init__(self, tensors: Mapping[str, StoredTensor], context: BackendContext) -> None:
         self.kernels = context.kernels
@@ -55,6 +54,12 @@ class ExpertsCpu:
             host_x = _pinned_copy(x)
             copied.record()
         return ExpertsSlot(host_x, host_ids, host_weights, x.device, routed, copied)
+
+    def gpu_hits(self, shape: tuple[int, ...]) -> Any:
+        """The GPU's part of a captured step with so many [tokens, experts of each], a
+        kernels.handoff.GpuHits; None where all are the CPU's.
+        """
+        return None
 
     def sync(self, slot: ExpertsSlot) -> torch.Tensor:
         """Computes the slot; returns [T, hidden] float32 on the device that x came from."""

@@ -6,11 +6,14 @@ costs (prefill_split.py). The bus does not rest between layers: while the CPU en
 of the next runs, experts of the next are sent ahead. Owns the order of work of one layer.
 """
 
+import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,8 +26,14 @@ from hybrid_k2.backends.experts_resident import ResidentExperts
 from hybrid_k2.backends.prefill_split import PrefillSplit
 from hybrid_k2.backends.registry import stays_stored
 from hybrid_k2.backends.vram import launching_on
-from hybrid_k2.errors import PlanError
+from hybrid_k2.errors import BadInputError, PlanError
 from hybrid_k2.quant.stored import StoredTensor
+
+if TYPE_CHECKING:
+    from hybrid_k2.kernels.expert_table import ExpertTable
+    from hybrid_k2.kernels.handoff import GpuHits
+
+log = logging.getLogger(__name__)
 
 _FEWEST_TOKENS = 32  # below it not even the question pays
 _TIMES = 64  # of prompts' steps are kept for whoever measures
@@ -109,10 +118,14 @@ class ExpertsHybrid(ExpertsCpu):
         device: str = "cuda:0",
         stream_mb: int = 1000,
         gpu_experts: int = 0,
+        bus_share: float = 0.0,
     ) -> None:
         """stream_mb: VRAM for experts on their way, in 10^6 bytes, for all layers together.
-        gpu_experts: of each layer that stay in VRAM; the CPU has them too.
+        gpu_experts: of each layer that stay in VRAM; the CPU has them too.  bus_share: of the
+        experts of a captured step, that the GPU reads where they lie in host memory.
         """
+        if not 0 <= bus_share <= 1:
+            raise BadInputError(f"experts_hybrid: bus_share: {bus_share}, expected 0 to 1")
         super().__init__(tensors, context)
         self.gpu = torch.device(device)
         matrices = [tensors[name] for name in ("gate_proj", "up_proj", "down_proj")]
@@ -143,6 +156,10 @@ class ExpertsHybrid(ExpertsCpu):
             self.resident = ResidentExperts(matrices, gpu_experts, self.gpu)
             for expert in self._hottest[:gpu_experts].tolist():  # until a prompt was counted
                 self.resident.adopt(expert, self._groups.stored(expert))
+        self._bus_share = bus_share
+        self._on_bus = None
+        if bus_share and self._can_stream.any():
+            self._on_bus = _in_host_memory(matrices, self._can_stream, self.gpu)
 
     def submit(
         self, x: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
@@ -159,16 +176,30 @@ class ExpertsHybrid(ExpertsCpu):
         with launching_on(self.gpu):
             return self._on_both(slot)
 
-    def hits(
-        self, x: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
-    ) -> torch.Tensor:
-        """What the experts in VRAM add for a few tokens, [T, hidden] float32; can be captured.
+    def gpu_hits(self, shape: tuple[int, ...]) -> "GpuHits | None":
+        if self.resident is None and self._on_bus is None:
+            return None
+        from hybrid_k2.kernels.handoff import GpuHits
 
-        All on the GPU; expert_ids may name any, those that are not there are skipped.
-        """
+        tables = (self.resident and self.resident.table, self._on_bus)
+        resident, bus = (
+            table and (table.gate.offsets, torch.empty(shape, dtype=torch.int32, device=self.gpu))
+            for table in tables
+        )
+        num_on_bus = round(self._bus_share * math.prod(shape))
+        return GpuHits(torch.empty(shape, device=self.gpu), resident, bus, num_on_bus)
+
+    def compute_hits(self, x: torch.Tensor, hits: "GpuHits") -> torch.Tensor:
+        """What the GPU's part of a step adds, [T, hidden] float32; can be captured."""
         from hybrid_k2.kernels.experts import grouped_experts
 
-        return grouped_experts(x, expert_ids, weights, self.resident.table)
+        y = None
+        if hits.resident is not None:
+            y = grouped_experts(x, hits.resident[1], hits.weights, self.resident.table)
+        if hits.bus is not None:
+            of_bus = grouped_experts(x, hits.bus[1], hits.weights, self._on_bus)
+            y = of_bus if y is None else y.add_(of_bus)
+        return y
 
     def _on_both(self, slot: HybridSlot) -> torch.Tensor:
         slot.on_host.routed.synchronize()
@@ -332,6 +363,26 @@ class ExpertsHybrid(ExpertsCpu):
         for index, expert in enumerate(experts):
             if self.resident.wants(expert):
                 self.resident.adopt(expert, self._groups.parts(place.data, index))
+
+
+def _in_host_memory(
+    tensors: list[StoredTensor], can_stream: np.ndarray, device: torch.device
+) -> "ExpertTable | None":
+    """A table of the experts where they lie, which kernels on the device can read over the bus;
+    None where they cannot (logged).
+    """
+    from hybrid_k2.kernels.expert_table import ExpertMatrix, ExpertTable
+
+    expert_bytes = [tensor.num_bytes // len(can_stream) for tensor in tensors]
+    if tensors[0].quant is not tensors[1].quant or any(size % 16 for size in expert_bytes):
+        log.warning("bus_share: the GPU's kernels cannot read these experts in place")
+        return None
+    matrices = []
+    for tensor, size in zip(tensors, expert_bytes, strict=True):
+        offsets = np.where(can_stream, np.arange(len(can_stream)) * size, -1)
+        offsets = torch.from_numpy(offsets).to(device)
+        matrices.append(ExpertMatrix(tensor.as_torch(), tensor.quant, tensor.shape[1:], offsets))
+    return ExpertTable(*matrices)
 
 
 def _registered_experts(tensors: list[StoredTensor]) -> np.ndarray:

@@ -3,6 +3,7 @@
 """
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,9 @@ from hybrid_k2.backends.context import BackendContext
 from hybrid_k2.config import K2Config
 from hybrid_k2.errors import BadInputError
 from hybrid_k2.quant.stored import StoredTensor
+
+if TYPE_CHECKING:
+    from hybrid_k2.kernels.handoff import GpuHits
 
 
 class Router:
@@ -56,7 +60,7 @@ class Router:
         weights: torch.Tensor,
         published: torch.Tensor,
         step: torch.Tensor,
-        resident: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
+        gpu: "GpuHits | None" = None,
     ) -> None:
         """Chooses into mapped memory and then tells the CPU; on a GPU only.
 
@@ -74,7 +78,7 @@ class Router:
             top_k=self._top_k,
             scaling=self._config.routed_scaling_factor,
             normalise=self._config.norm_topk_prob,
-            resident=resident,
+            gpu=gpu,
         )
 
 

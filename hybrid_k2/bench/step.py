@@ -104,7 +104,8 @@ class TimedKernels(NativeKernels):
 
     def __init__(self, runtime: RuntimeConfig) -> None:
         super().__init__(_cpu, runtime)
-        self.layers: list[tuple[float, float, int]] = []  # began, ended by perf_counter; experts
+        # Began, ended by perf_counter; experts of the CPU, and those that the GPU took.
+        self.layers: list[tuple[float, float, int, int]] = []
 
     def moe(
         self, gate: Any, up: Any, down: Any, x: Any, expert_ids: Any, weights: Any, out: Any = None
@@ -113,26 +114,29 @@ class TimedKernels(NativeKernels):
             return super().moe(gate, up, down, x, expert_ids, weights, out)
         began = time.perf_counter()
         y = super().moe(gate, up, down, x, expert_ids, weights, out)
-        self.layers.append((began, time.perf_counter(), _distinct(expert_ids)))
+        self.layers.append((began, time.perf_counter(), _distinct(expert_ids), 0))
         return y
 
     def handoff(self, layers: Any, *memory: torch.Tensor) -> Any:
-        return _TimedHandoff(super().handoff(layers, *memory), memory[3], self)
+        return _TimedHandoff(super().handoff(layers, *memory), *memory[3:5], self)
 
 
 class _TimedHandoff:
-    def __init__(self, inner: Any, ids: torch.Tensor, kernels: TimedKernels) -> None:
-        self._inner, self._ids, self._kernels = inner, ids, kernels
+    def __init__(
+        self, inner: Any, ids: torch.Tensor, weights: torch.Tensor, kernels: TimedKernels
+    ) -> None:
+        self._inner, self._ids, self._weights, self._kernels = inner, ids, weights, kernels
         self.release = inner.release
 
     def serve(self, step: int, tokens: int, timeout_s: float) -> np.ndarray:
         began = time.perf_counter()
         times = self._inner.serve(step, tokens, timeout_s)
         # The last layer's experts are still there, and stand for the others'.
-        num_experts = _distinct(self._ids[:tokens])
+        ids = self._ids[:tokens]
+        on_gpu = int(((ids < 0) & (self._weights[:tokens] != 0)).sum())
         for waited_s, computed_s in times.tolist():
             began += waited_s
-            self._kernels.layers.append((began, began + computed_s, num_experts))
+            self._kernels.layers.append((began, began + computed_s, _distinct(ids), on_gpu))
             began += computed_s
         return times
 
@@ -305,10 +309,11 @@ def _run(step: Step, experts: Sequence[Any], kernels: TimedKernels) -> Run:
             run.gpu_experts += times.num_on_gpu
             last = max(times.cpu_ended, times.gpu_ended)
     else:
-        for cpu_began, cpu_ended, num_experts in kernels.layers:
+        for cpu_began, cpu_ended, num_on_cpu, num_on_gpu in kernels.layers:
             run.wait += cpu_began - last
             run.cpu += cpu_ended - cpu_began
-            run.cpu_experts += num_experts
+            run.cpu_experts += num_on_cpu
+            run.gpu_experts += num_on_gpu
             last = cpu_ended
     run.end = ended - last
     return run

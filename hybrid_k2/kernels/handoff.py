@@ -6,6 +6,8 @@ protocol is cpp_ext/include/hk2/handoff.h's). The waiting kernels spin until the
 no modules and no threads.
 """
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -47,9 +49,12 @@ def _route_kernel(
     weights,  # [B, K] float32, host
     flag,  # int32, host
     step_ptr,  # int32
-    offsets,  # [E] int64
-    all_ids,  # [B, K] int32
-    all_weights,  # [B, K] float32
+    gpu_weights,  # [B, K] float32
+    resident_offsets,  # [E] int64
+    resident_ids,  # [B, K] int32
+    bus_offsets,  # [E] int64
+    bus_ids,  # [B, K] int32
+    num_on_bus,
     num_tokens,
     num_experts,
     scaling,
@@ -60,6 +65,7 @@ def _route_kernel(
     BLOCK_E: tl.constexpr,
     TELLS: tl.constexpr,
     HAS_RESIDENTS: tl.constexpr,
+    HAS_BUS: tl.constexpr,
 ):
     experts = tl.arange(0, BLOCK_E)
     slots = tl.arange(0, BLOCK_K)
@@ -80,14 +86,37 @@ def _route_kernel(
         if NORMALISE:
             chosen_scores = chosen_scores / (tl.sum(chosen_scores, 0) + 1e-20)
         to = token * SLOTS + slots
+        if HAS_RESIDENTS or HAS_BUS:
+            tl.store(gpu_weights + to, chosen_scores * scaling, mask=slots < SLOTS)
         if HAS_RESIDENTS:
-            tl.store(all_ids + to, chosen, mask=slots < SLOTS)
-            tl.store(all_weights + to, chosen_scores * scaling, mask=slots < SLOTS)
-            chosen = tl.where(tl.load(offsets + tl.maximum(chosen, 0)) >= 0, -1, chosen)
+            is_there = tl.load(resident_offsets + tl.maximum(chosen, 0)) >= 0
+            tl.store(resident_ids + to, tl.where(is_there, chosen, -1), mask=slots < SLOTS)
+            chosen = tl.where(is_there, -1, chosen)
+        if HAS_BUS:  # the last of the token's choices, and as many as its share of all
+            taken = num_on_bus * (token + 1) // num_tokens - num_on_bus * token // num_tokens
+            is_there = tl.load(bus_offsets + tl.maximum(chosen, 0)) >= 0
+            is_there = is_there & (slots >= TOP_K - taken)
+            tl.store(bus_ids + to, tl.where(is_there, chosen, -1), mask=slots < SLOTS)
+            chosen = tl.where(is_there, -1, chosen)
         tl.store(expert_ids + to, chosen, mask=slots < SLOTS)
         tl.store(weights + to, chosen_scores * scaling, mask=slots < SLOTS)
     if TELLS:
         _tell(flag, tl.load(step_ptr))
+
+
+@dataclass(frozen=True, slots=True)
+class GpuHits:
+    """What the GPU computes itself of a step's experts: memory there, which the choice fills.
+
+    weights: [B, K] float32, of all that were chosen.  resident, bus: offsets [E] int64 as in an
+    ExpertTable's, -1 for those that are not there, and ids [B, K] int32, -1 for others': experts in
+    VRAM, and experts in host memory, of which it takes `num_on_bus` hits of those left.
+    """
+
+    weights: torch.Tensor
+    resident: tuple[torch.Tensor, torch.Tensor] | None = None
+    bus: tuple[torch.Tensor, torch.Tensor] | None = None
+    num_on_bus: int = 0
 
 
 def route_and_publish(
@@ -101,7 +130,7 @@ def route_and_publish(
     top_k: int,
     scaling: float,
     normalise: bool,
-    resident: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
+    gpu: GpuHits | None = None,
 ) -> None:
     """Writes each token's experts and weights, then sets `flag` to `step`.
 
@@ -110,11 +139,10 @@ def route_and_publish(
 
     logits: [B, E] float32.  bias: [E] float32.  expert_ids: [B, K] int32 and weights: [B, K]
     float32, pinned; beyond the first top_k they become -1 and 0.  flag: int32, pinned.  step: int32
-    [1] on the device.  resident: where experts lie on the GPU, [E] int64, -1 for those that do not;
-    then memory there for all ids and weights, like the pinned ones, which have -1 for a resident
-    expert.
+    [1] on the device.  gpu: where the GPU has a part, whose ids the pinned ones then lack.
     """
-    offsets, all_ids, all_weights = resident or (None, None, None)
+    resident_offsets, resident_ids = (gpu and gpu.resident) or (None, None)
+    bus_offsets, bus_ids = (gpu and gpu.bus) or (None, None)
     num_tokens, num_experts = logits.shape
     num_slots = expert_ids.shape[1]
     _route_kernel[(1,)](
@@ -124,9 +152,12 @@ def route_and_publish(
         weights,
         flag,
         step,
-        offsets,
-        all_ids,
-        all_weights,
+        gpu and gpu.weights,
+        resident_offsets,
+        resident_ids,
+        bus_offsets,
+        bus_ids,
+        gpu.num_on_bus if gpu else 0,
         num_tokens,
         num_experts,
         scaling,
@@ -136,7 +167,8 @@ def route_and_publish(
         BLOCK_K=triton.next_power_of_2(num_slots),
         BLOCK_E=triton.next_power_of_2(num_experts),
         TELLS=flag is not None,
-        HAS_RESIDENTS=resident is not None,
+        HAS_RESIDENTS=resident_offsets is not None,
+        HAS_BUS=bus_offsets is not None,
         num_warps=4,
     )
 

@@ -152,18 +152,14 @@ class DecodeGraphs:
             handoff, moe_idx = self._handoff, layer_idx - config.first_k_dense_replace
             x = post_norm.after_adding(h, attended, handoff.x[rows])
             experts = modules[f"{name}.mlp.experts"]
-            resident = None  # where the GPU has experts itself, and all that were chosen
-            if experts.resident is not None:
-                shape, offsets = handoff.weights[rows].shape, experts.resident.table.gate.offsets
-                ids = torch.empty(shape, dtype=torch.int32, device=device)
-                resident = (offsets, ids, torch.empty(shape, device=device))
+            gpu = experts.gpu_hits(handoff.weights[rows].shape)
             modules[f"{name}.mlp.gate"].publish(
                 *(x, handoff.expert_ids[rows], handoff.weights[rows]),
-                *(handoff.published[moe_idx], number, resident),
+                *(handoff.published[moe_idx], number, gpu),
             )
             shared = modules[f"{name}.mlp.shared_experts"](x)
-            if resident is not None:
-                shared += experts.hits(x, *resident[1:])
+            if gpu is not None:
+                shared += experts.compute_hits(x, gpu)
             handoff.take_in(h, shared, moe_idx, number)
             added = None
         logits = modules["lm_head"](modules["model.norm"].after_adding(h, added))

@@ -54,11 +54,16 @@ def kernels():
 
 @pytest.fixture(scope="module")
 def models(kernels):
-    """(CPU alone, GPU with the CPU's experts, with experts on both, and with some in VRAM too)."""
+    """(CPU alone, GPU with the CPU's experts, with experts on both, and with some in VRAM too).
+
+    The last two also read some experts of a captured step over the bus.
+    """
     on_cpu = Placement("cpu")
     on_gpu = Placement("cuda:0")
-    on_both = Placement("cuda:0", experts="experts_hybrid")
-    some = Placement("cuda:0", experts="experts_hybrid", experts_kwargs={"gpu_experts": 10})
+    on_both = Placement("cuda:0", experts="experts_hybrid", experts_kwargs={"bus_share": 0.5})
+    some = Placement(
+        "cuda:0", experts="experts_hybrid", experts_kwargs={"gpu_experts": 10, "bus_share": 0.3}
+    )
     return tuple(
         KimiK2(CONFIG, synthetic_modules(CONFIG, placement, RUNTIME, kernels), NUM_PAGES)
         for placement in (on_cpu, on_gpu, on_both, some)

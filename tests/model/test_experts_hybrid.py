@@ -20,6 +20,7 @@ from hybrid_k2.backends.cpu_kernels import open_cpu_kernels
 from hybrid_k2.backends.expert_groups import GROUP
 from hybrid_k2.backends.prefill_split import ExpertCosts
 from hybrid_k2.config import RuntimeConfig
+from hybrid_k2.errors import BadInputError
 from hybrid_k2.quant import by_name
 from hybrid_k2.quant.random_blocks import random_blocks
 from hybrid_k2.quant.stored import StoredTensor
@@ -69,7 +70,24 @@ def silu_multiply(gate_up):
     return (torch.nn.functional.silu(gate) * up).bfloat16()
 
 
+def grouped_experts(x, expert_ids, weights, table):
+    def matrix(part, expert):
+        (rows, cols), form = part.shape, part.quant
+        blocks = part.data[part.offsets[expert] :][: form.num_bytes(rows * cols)]
+        return form.dequantise(blocks.view(rows, -1))
+
+    y = torch.zeros_like(x)
+    for token, k in np.ndindex(*expert_ids.shape):
+        expert = int(expert_ids[token, k])
+        if expert >= 0 and table.gate.offsets[expert] >= 0:
+            gate, up, down = (matrix(part, expert) for part in (table.gate, table.up, table.down))
+            hidden = torch.nn.functional.silu(gate @ x[token]) * (up @ x[token])
+            y[token] += weights[token, k] * (down @ hidden)
+    return y
+
+
 KERNELS = {
+    "experts": {"grouped_experts": grouped_experts},
     "dequantise": {"dequantise": dequantise},
     "activation": {"silu_multiply": silu_multiply},
     "host_memory": {"fetch": lambda pinned, device: pinned.to(device, copy=True)},
@@ -184,6 +202,48 @@ def test_a_few_tokens_stay_on_the_cpu():
     inputs = prompt(rng, 31)
     assert torch.equal(on_both.sync(on_both.submit(*inputs)), on_cpu.sync(on_cpu.submit(*inputs)))
     assert not on_both.times
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+@pytest.mark.parametrize(("gpu_experts", "bus_share"), [(6, 0.0), (0, 0.5), (6, 0.25)])
+def test_a_captured_steps_experts_are_found_in_vram_and_in_host_memory(
+    gpu_experts, bus_share, monkeypatch
+):
+    in_reach = np.arange(EXPERTS) < EXPERTS - 1  # the last one's page is another's too
+    monkeypatch.setattr(experts_hybrid, "_registered_experts", lambda _: in_reach)
+    rng = np.random.default_rng(5)
+    context = BackendContext(SimpleNamespace(), RUNTIME, open_cpu_kernels(RUNTIME))
+    kwargs = {"gpu_experts": gpu_experts, "bus_share": bus_share}
+    on_cpu, on_both = layer(rng, ("Q4_0",) * 3, context, **kwargs)
+    x, ids, weights = prompt(rng, 4)
+    hits = on_both.gpu_hits(ids.shape)
+    assert hits.num_on_bus == round(bus_share * ids.numel())
+    hits.weights.copy_(weights)
+    taken = torch.zeros_like(ids, dtype=torch.bool)
+    for part in (hits.resident, hits.bus):
+        if part is not None:
+            offsets, of_part = part
+            there = (ids >= 0) & (offsets[ids.clamp(min=0).long()] >= 0) & ~taken
+            of_part.copy_(torch.where(there, ids, -1))
+            taken |= there
+    assert taken.any() and not (ids[taken] == EXPERTS - 1).any()
+    rest = on_cpu.sync(on_cpu.submit(x, torch.where(taken, -1, ids), weights))
+    expected = on_cpu.sync(on_cpu.submit(x, ids, weights))
+    y = rest + on_both.compute_hits(x, hits)
+    assert (y - expected).norm() < TOLERANCE * expected.norm()
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+def test_without_experts_of_its_own_the_gpu_has_no_part_in_a_captured_step():
+    context = BackendContext(SimpleNamespace(), RUNTIME, open_cpu_kernels(RUNTIME))
+    _, on_both = layer(np.random.default_rng(6), ("Q4_0",) * 3, context)
+    assert on_both.gpu_hits((4, TOP_K)) is None
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_a_share_of_the_bus_that_is_none_is_refused(share):
+    with pytest.raises(BadInputError, match=rf"bus_share: {share}, expected 0 to 1"):
+        experts_hybrid.ExpertsHybrid({}, None, "cpu", bus_share=share)
 
 
 @pytest.mark.usefixtures("pretended_gpu")

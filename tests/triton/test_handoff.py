@@ -9,7 +9,7 @@ import torch.nn.functional as F
 pytest.importorskip("triton", reason="triton is not installed")
 
 from hybrid_k2.backends.router import route
-from hybrid_k2.kernels.handoff import add_and_norm, route_and_publish
+from hybrid_k2.kernels.handoff import GpuHits, add_and_norm, route_and_publish
 from hybrid_k2.kernels.host_memory import fetch
 
 
@@ -40,6 +40,45 @@ def test_experts_are_chosen_as_the_router_does(device, num_experts, top_k, slots
         got = dict(zip(ids[token, :top_k].tolist(), weights[token, :top_k].tolist(), strict=True))
         want = dict(zip(expected_ids[token].tolist(), expected[token].tolist(), strict=True))
         assert got == pytest.approx(want, rel=1e-5)
+
+
+@pytest.mark.parametrize(("has_residents", "num_on_bus"), [(True, 0), (False, 5), (True, 7)])
+def test_every_hit_is_the_gpus_or_the_cpus(device, has_residents, num_on_bus):
+    tokens, num_experts, top_k = 3, 40, 8
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(tokens, num_experts, generator=generator)
+    in_vram = torch.where(torch.arange(num_experts) % 3 == 0, 16, -1)
+    in_reach = torch.where(torch.arange(num_experts) < 30, 16, -1)  # some pages are not registered
+    config = SimpleNamespace(norm_topk_prob=True, routed_scaling_factor=2.5)
+    chosen, expected = route(logits, torch.zeros(num_experts), config, top_k)
+    ids = pinned(torch.zeros(tokens, top_k, dtype=torch.int32))
+    weights = pinned(torch.zeros(tokens, top_k))
+    tables = [
+        (offsets.to(device), torch.full_like(ids, 7, device=device)) if wanted else None
+        for offsets, wanted in [(in_vram, has_residents), (in_reach, num_on_bus)]
+    ]
+    gpu = GpuHits(torch.zeros(tokens, top_k, device=device), *tables, num_on_bus)
+    route_and_publish(
+        *(logits.to(device), torch.zeros(num_experts, device=device), ids, weights),
+        top_k=top_k,
+        scaling=2.5,
+        normalise=True,
+        gpu=gpu,
+    )
+    none = torch.full_like(ids, -1)
+    resident, bus = (table[1].cpu() if table else none for table in (gpu.resident, gpu.bus))
+    assert ((ids >= 0).int() + (resident >= 0) + (bus >= 0) == 1).all()
+    taken = torch.stack([ids, resident, bus]).amax(0)
+    assert torch.equal(taken.sort().values, chosen.sort().values)
+    want = dict(zip(chosen[2].tolist(), expected[2].tolist(), strict=True))
+    assert dict(zip(taken[2].tolist(), gpu.weights[2].tolist(), strict=True)) == pytest.approx(want)
+    if has_residents:
+        assert torch.equal(resident >= 0, taken % 3 == 0)
+    shares = [num_on_bus * (i + 1) // tokens - num_on_bus * i // tokens for i in range(tokens)]
+    for share, row, others, all_ids in zip(shares, bus, resident, taken, strict=True):
+        wanted = (torch.arange(top_k) >= top_k - share) & (others < 0) & (all_ids < 30)
+        assert torch.equal(row >= 0, wanted)
+    assert num_on_bus == 0 or (bus >= 0).any()
 
 
 @pytest.mark.parametrize("size", [256, 7168])
