@@ -5,7 +5,9 @@ run beside anything. One per GPU, shared by all layers. Knows bytes; not what th
 """
 
 import logging
+import weakref
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 log = logging.getLogger(__name__)
 
 _PAGE_BYTES = 4096
+_MOST_PLACES = 128  # more are of no use, and small experts would have tens of thousands
 _REGISTER_READ_ONLY = 8  # cudaHostRegisterReadOnly
 
 
@@ -51,7 +54,7 @@ class ExpertStream:
                 torch.cuda.Event(blocking=True),
                 torch.cuda.Event(blocking=True),
             )
-            for _ in range(max(2, self._ring_bytes // place_bytes))
+            for _ in range(min(max(2, self._ring_bytes // place_bytes), _MOST_PLACES))
         ]
 
     @property
@@ -78,6 +81,12 @@ class ExpertStream:
             place.arrived.record()
         return place
 
+    def let_pass(self) -> None:
+        """What is sent from now on waits for the current stream's copies: a copy engine that has
+        one stream's copies to do lets another's wait.
+        """
+        self._copies.wait_stream(torch.cuda.current_stream(self.device))
+
     def take(self, place: Place) -> torch.Tensor:
         """The bytes, uint8; the current stream waits until they are there."""
         torch.cuda.current_stream(self.device).wait_event(place.arrived)
@@ -90,10 +99,10 @@ class ExpertStream:
 
 
 def register(data: np.ndarray) -> np.ndarray | None:
-    """Makes host memory readable by the GPU in place: the whole pages inside `data`.
+    """Makes host memory readable by the GPU in place, as long as `data` lives: its whole pages.
 
-    Returns the registered part, None where the driver refused (logged). The memory must stay until
-    the process ends. Registering 8 GiB of huge pages takes 0.3 s.
+    Returns the registered part, None where the driver refused (logged). Registering 8 GiB of huge
+    pages takes 0.3 s.
     """
     start = -data.ctypes.data % _PAGE_BYTES
     stop = start + (data.nbytes - start) // _PAGE_BYTES * _PAGE_BYTES
@@ -101,8 +110,13 @@ def register(data: np.ndarray) -> np.ndarray | None:
         return None
     inside = data[start:stop]
     flags = 0 if data.flags.writeable else _REGISTER_READ_ONLY
-    error = torch.cuda.cudart().cudaHostRegister(inside.ctypes.data, inside.nbytes, flags)
+    runtime, address = torch.cuda.cudart(), inside.ctypes.data
+    error = runtime.cudaHostRegister(address, inside.nbytes, flags)
     if int(error) == 0:
+        # What is mapped there next would otherwise be read from the pages that were.
+        weakref.finalize(data, runtime.cudaHostUnregister, address).atexit = False
         return inside
     log.warning("%.1f GB of weights stay out of the GPU's reach: %s", data.nbytes / 1e9, error)
+    with suppress(RuntimeError):  # the next kernel reports the refusal as its own failure
+        torch.zeros(1, device="cuda")
     return None

@@ -23,8 +23,10 @@ from hybrid_k2.backends.expert_groups import GROUP, ExpertGroups
 from hybrid_k2.backends.expert_stream import ExpertStream, Place, register
 from hybrid_k2.backends.experts_cpu import ExpertsCpu, ExpertsSlot
 from hybrid_k2.backends.experts_resident import ResidentExperts
+from hybrid_k2.backends.footprint import experts_that_fit
 from hybrid_k2.backends.prefill_split import PrefillSplit
 from hybrid_k2.backends.registry import stays_stored
+from hybrid_k2.backends.routing_statistics import RoutingStatistics
 from hybrid_k2.backends.vram import launching_on
 from hybrid_k2.errors import BadInputError, PlanError
 from hybrid_k2.quant.stored import StoredTensor
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+STATISTICS = "routing_statistics"  # in BackendContext.shared, where somebody keeps them
 _FEWEST_TOKENS = 32  # below it not even the question pays
 _TIMES = 64  # of prompts' steps are kept for whoever measures
 _AHEAD_FROM = 0.8  # of the experts have tokens: then whatever is sent ahead is of use
@@ -118,11 +121,13 @@ class ExpertsHybrid(ExpertsCpu):
         device: str = "cuda:0",
         stream_mb: int = 1000,
         gpu_experts: int = 0,
+        gpu_experts_mb: int = 0,
         bus_share: float = 0.0,
     ) -> None:
         """stream_mb: VRAM for experts on their way, in 10^6 bytes, for all layers together.
-        gpu_experts: of each layer that stay in VRAM; the CPU has them too.  bus_share: of the
-        experts of a captured step, that the GPU reads where they lie in host memory.
+        gpu_experts: of each layer that stay in VRAM, those that prompts use most; the CPU has them
+        too.  gpu_experts_mb: VRAM for them in all layers together, if that is more.  bus_share: of
+        the experts of a captured step, that the GPU reads where they lie in host memory.
         """
         if not 0 <= bus_share <= 1:
             raise BadInputError(f"experts_hybrid: bus_share: {bus_share}, expected 0 to 1")
@@ -147,14 +152,22 @@ class ExpertsHybrid(ExpertsCpu):
         self._shared.stream.fit(self._groups.place_bytes)
         self._layer = len(self._shared.layers)
         self._shared.layers.append(self)
-        self._hottest = np.flatnonzero(self._can_stream)  # first those with most tokens last time
+        self._statistics: RoutingStatistics = context.shared.setdefault(
+            STATISTICS, RoutingStatistics(self._num_experts)
+        )
+        self._layer_idx = context.layer_idx
+        counts = self._statistics.counts(self._layer_idx)
+        self._note_hottest(counts)
         self.times: deque[SplitTimes] = deque(maxlen=_TIMES)
         self.resident: ResidentExperts | None = None
+        if gpu_experts_mb:
+            fitting = experts_that_fit(gpu_experts_mb, expert_bytes, context.config)
+            gpu_experts = max(gpu_experts, fitting)
         if gpu_experts and self._can_stream.any():
             if matrices[0].quant is not matrices[1].quant:
                 raise PlanError("gpu_experts: gate and up are of different types; leave it out")
-            self.resident = ResidentExperts(matrices, gpu_experts, self.gpu)
-            for expert in self._hottest[:gpu_experts].tolist():  # until a prompt was counted
+            self.resident = ResidentExperts(matrices, gpu_experts, self.gpu, counts)
+            for expert in self._hottest[:gpu_experts].tolist():
                 self.resident.adopt(expert, self._groups.stored(expert))
         self._bus_share = bus_share
         self._on_bus = None
@@ -206,8 +219,7 @@ class ExpertsHybrid(ExpertsCpu):
         routed = time.perf_counter()
         ids = slot.on_host.expert_ids.numpy()
         counts = np.bincount(ids.ravel() + 1, minlength=self._num_experts + 1)[1:]
-        if self.resident is not None:
-            self.resident.record(counts)
+        self._statistics.record(self._layer_idx, counts)
         work = self._share_out(counts, slot.x.nbytes)
         on_cpu = counts.copy()
         on_cpu[work.experts] = 0
@@ -223,6 +235,7 @@ class ExpertsHybrid(ExpertsCpu):
         self._send_ahead(ahead, until=cpu.done)
         cpu_y, copied, cpu_ended = cpu.result()
         cpu_y = cpu_y.to(self.gpu, non_blocking=True)
+        self._shared.stream.let_pass()
         self._send_ahead(ahead)
         self._shared.split.cpu.learn(on_cpu, cpu_ended - copied)
         self._shared.split.copied(slot.x.nbytes, copied - routed)
@@ -331,8 +344,7 @@ class ExpertsHybrid(ExpertsCpu):
 
     def _groups_ahead(self, counts: np.ndarray, work: GpuWork) -> list[list[int]]:
         """Experts that the next layer will want: as many as this one did, or as the ring holds."""
-        order = np.argsort(-counts, kind="stable")
-        self._hottest = order[self._can_stream[order]]
+        self._note_hottest(counts)
         is_last = self._layer + 1 == len(self._shared.layers)
         if is_last or np.count_nonzero(counts) < _AHEAD_FROM * len(counts):
             return []
@@ -343,6 +355,10 @@ class ExpertsHybrid(ExpertsCpu):
         experts = experts[: num_groups * GROUP]
         self._shared.ahead = (following, [])
         return [experts[i : i + GROUP] for i in range(0, len(experts), GROUP)]
+
+    def _note_hottest(self, counts: np.ndarray) -> None:
+        order = np.argsort(-counts, kind="stable")
+        self._hottest = order[self._can_stream[order]]
 
     def _send_ahead(
         self, groups: deque[list[int]], until: Callable[[], bool] | None = None

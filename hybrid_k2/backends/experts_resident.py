@@ -1,8 +1,9 @@
 """The experts of one layer that stay in VRAM: those that prompts were routed to most.
 
-Owns their bytes, a place each, and the counts that decide. What moves in is copied from a place of
-the GPU where a prompt's experts pass anyway, so nothing waits for it; offsets are rewritten in
-place, so a captured step sees the change. Knows nothing of how a step is computed.
+Owns their bytes, a place each; how much an expert is used, routing_statistics.py knows. What moves
+in is copied from a place of the GPU where a prompt's experts pass anyway, so nothing waits for it;
+offsets are rewritten in place, so a captured step sees the change. Knows nothing of how a step is
+computed.
 """
 
 from collections.abc import Sequence
@@ -14,20 +15,25 @@ import torch
 from hybrid_k2.quant.stored import StoredTensor
 
 _OFFSET_UNIT = 16  # bytes, as the GPU's kernels load
-_KEPT = 0.5  # of the counts, when a new prompt's are added
 
 
 class ResidentExperts:
     """expert ids -> places; `table` is what kernels.experts.grouped_experts takes."""
 
     def __init__(
-        self, tensors: Sequence[StoredTensor], num_places: int, device: torch.device
+        self,
+        tensors: Sequence[StoredTensor],
+        num_places: int,
+        device: torch.device,
+        counts: np.ndarray,
     ) -> None:
-        """tensors: gate, up and down, [E, rows, cols], the first two of one format."""
+        """tensors: gate, up and down, [E, rows, cols], the first two of one format.  counts: [E],
+        how much each expert is used, kept up to date by its owner.
+        """
         from hybrid_k2.kernels.expert_table import ExpertMatrix, ExpertTable
 
         self._num_experts = tensors[0].shape[0]
-        self.counts = np.zeros(self._num_experts)
+        self._counts = counts
         self._place_of: dict[int, int] = {}
         self._part_bytes = [tensor.num_bytes // self._num_experts for tensor in tensors]
         self._strides = [-(-size // _OFFSET_UNIT) * _OFFSET_UNIT for size in self._part_bytes]
@@ -56,15 +62,11 @@ class ResidentExperts:
             )
         ]
 
-    def record(self, counts: np.ndarray) -> None:
-        """Adds a prompt's tokens by expert, [E]; what was before counts half."""
-        self.counts = _KEPT * self.counts + counts
-
     def wants(self, expert: int) -> bool:
         """True where the expert is not here and would be, by the counts."""
         if expert in self._place_of:
             return False
-        return bool(self._free) or self.counts[expert] > self.counts[self._coldest()]
+        return bool(self._free) or self._counts[expert] > self._counts[self._coldest()]
 
     def adopt(self, expert: int, parts: Sequence[torch.Tensor]) -> None:
         """Copies an expert in, for the coldest one if there is no room; in the current stream's
@@ -81,7 +83,7 @@ class ResidentExperts:
             matrix.offsets[expert] = place * stride
 
     def _coldest(self) -> int:
-        return min(self._place_of, key=lambda expert: self.counts[expert])
+        return min(self._place_of, key=lambda expert: self._counts[expert])
 
     def _evict(self, expert: int) -> int:
         for matrix in self._matrices:

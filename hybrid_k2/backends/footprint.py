@@ -104,14 +104,22 @@ def footprint(
         scratches, vram = {"cpu": scratch}, {}
         if device != "cpu":  # the ring is one for all layers, and each accounts for its part
             num_layers = config.num_hidden_layers - config.first_k_dense_replace
-            resident = kwargs["gpu_experts"] * stored_bytes // config.n_routed_experts
-            vram[device] = resident + kwargs["stream_mb"] * 10**6 // num_layers
+            expert_bytes = stored_bytes // config.n_routed_experts
+            resident = experts_that_fit(kwargs["gpu_experts_mb"], expert_bytes, config)
+            resident = max(resident, kwargs["gpu_experts"])
+            vram[device] = resident * expert_bytes + kwargs["stream_mb"] * 10**6 // num_layers
             scratches[device] = _expert_group_scratch(tensors, config, runtime)
         return Footprint(mapped, ram, vram, scratch=scratches, reads={"cpu": reads})
     if spec.name == "reference":
         return Footprint(stored_bytes, scratch={device: scratch}, reads={"cpu": reads})
     num_bytes = _gpu_bytes(tensors, is_stored=kwargs["weights"] == "stored")
     return _resident(device, num_bytes, scratch + _LINEAR_SCRATCH_BYTES)
+
+
+def experts_that_fit(vram_mb: int, expert_bytes: int, config: "K2Config") -> int:
+    """Of each layer, into so many 10^6 bytes for all layers together."""
+    num_layers = config.num_hidden_layers - config.first_k_dense_replace
+    return min(vram_mb * 10**6 // num_layers // expert_bytes, config.n_routed_experts)
 
 
 def kv_bytes_per_token(config: "K2Config", kv_dtype: str) -> int:

@@ -245,6 +245,9 @@ BACKENDS: dict[str, BackendSpec] = {
                 "gpu_experts": KwargSpec(
                     int, 0, help="experts of each layer that stay in VRAM, the most used ones"
                 ),
+                "gpu_experts_mb": KwargSpec(
+                    int, 0, help="MB of VRAM for them, all layers together, if that holds more"
+                ),
                 "bus_share": KwargSpec(
                     float, 0.0, help="of decode's experts, that the GPU reads in RAM over the bus"
                 ),

@@ -170,7 +170,7 @@ def test_a_prompts_experts_on_both_sides_are_those_of_the_cpu(kernels, quants):
     context = BackendContext(CONFIG, RUNTIME, kernels)
     cpu = registry.create("experts_cpu", "Experts", tensors, context)
     both = registry.create("experts_hybrid", "Experts", tensors, context, {"stream_mb": 1})
-    (shared,) = context.shared.values()
+    shared = context.shared["experts_hybrid cuda:0"]
     x = torch.randn(200, 512, generator=torch.Generator().manual_seed(2))
     ids = torch.from_numpy(rng.integers(-1, 32, (200, 4)).astype(np.int32))
     weights = torch.from_numpy(rng.uniform(0.1, 1, (200, 4)).astype(np.float32))

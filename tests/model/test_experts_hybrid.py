@@ -19,6 +19,7 @@ from hybrid_k2.backends.context import BackendContext
 from hybrid_k2.backends.cpu_kernels import open_cpu_kernels
 from hybrid_k2.backends.expert_groups import GROUP
 from hybrid_k2.backends.prefill_split import ExpertCosts
+from hybrid_k2.backends.routing_statistics import RoutingStatistics
 from hybrid_k2.config import RuntimeConfig
 from hybrid_k2.errors import BadInputError
 from hybrid_k2.quant import by_name
@@ -57,6 +58,9 @@ class Stream:
         pass
 
     def wait_event(self, _):
+        pass
+
+    def wait_stream(self, _):
         pass
 
 
@@ -161,7 +165,7 @@ def test_both_sides_together_give_what_the_cpu_gives(quants, gpu_experts):
         layer(rng, quants, context, gpu_experts=gpu_experts, stream_mb=stream_mb)
         for stream_mb in (3, 3)
     ]
-    (shared,) = context.shared.values()
+    shared = context.shared["experts_hybrid cpu"]
     seen = set()
     for cpu_s, gpu_s in [(1e-3, 1e-3), (1e-3, 1e-9), (1e-9, 1e-3)]:
         shared.split.cpu, shared.split.gpu = ExpertCosts(cpu_s), ExpertCosts(gpu_s)
@@ -184,7 +188,7 @@ def test_layers_of_larger_experts_fit_the_places_that_all_share():
     rng = np.random.default_rng(1)
     context = BackendContext(SimpleNamespace(), RUNTIME, open_cpu_kernels(RUNTIME))
     layers = [layer(rng, (q,) * 3, context, stream_mb=2) for q in ("Q4_0", "Q8_0")]
-    (shared,) = context.shared.values()
+    shared = context.shared["experts_hybrid cpu"]
     shared.split.cpu, shared.split.gpu = ExpertCosts(1e-3), ExpertCosts(1e-9)
     for on_cpu, on_both in layers:
         inputs = prompt(rng)
@@ -202,6 +206,50 @@ def test_a_few_tokens_stay_on_the_cpu():
     inputs = prompt(rng, 31)
     assert torch.equal(on_both.sync(on_both.submit(*inputs)), on_cpu.sync(on_cpu.submit(*inputs)))
     assert not on_both.times
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+def test_experts_that_were_used_most_before_the_restart_are_in_vram_from_the_start():
+    statistics = RoutingStatistics(EXPERTS)
+    context = BackendContext(SimpleNamespace(), RUNTIME, open_cpu_kernels(RUNTIME), 7)
+    context.shared[experts_hybrid.STATISTICS] = statistics
+    rng = np.random.default_rng(7)
+    statistics.record(7, np.where(np.isin(np.arange(EXPERTS), [5, 30, 31]), 9, 1))
+    _, on_both = layer(rng, ("Q4_0",) * 3, context, gpu_experts=3)
+    assert sorted(on_both.resident) == [5, 30, 31]
+    inputs = prompt(rng)
+    on_both.sync(on_both.submit(*inputs))
+    counts = np.bincount(inputs[1].flatten() + 1, minlength=EXPERTS + 1)[1:]
+    assert statistics.counts(7)[5] == 4.5 + counts[5]
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+@pytest.mark.parametrize(
+    ("kwargs", "held"), [({"gpu_experts": 3}, 3), ({"gpu_experts_mb": 1}, 24), ({}, 0)]
+)
+def test_the_plan_counts_the_bytes_of_experts_that_stay_in_vram(kwargs, held):
+    config = SimpleNamespace(
+        num_hidden_layers=5,
+        first_k_dense_replace=1,
+        n_routed_experts=EXPERTS,
+        num_experts_per_tok=TOP_K,
+        moe_intermediate_size=WIDTH,
+        hidden_size=HIDDEN,
+        max_position_embeddings=4096,
+    )
+    context = BackendContext(config, RUNTIME, open_cpu_kernels(RUNTIME), 1)
+    _, on_both = layer(np.random.default_rng(8), ("Q4_0",) * 3, context, **kwargs)
+    assert len(list(on_both.resident or ())) == held
+    shapes = [(EXPERTS, WIDTH, HIDDEN)] * 2 + [(EXPERTS, HIDDEN, WIDTH)]
+    tensors = {str(i): stored(np.random.default_rng(), "Q4_0", s) for i, s in enumerate(shapes)}
+    spec = registry.BACKENDS["experts_hybrid"]
+
+    def planned(**others):
+        resolved = spec.resolve_kwargs(others)
+        return footprint.footprint(spec, "Experts", tensors, resolved, config, RUNTIME).vram
+
+    extra = planned(**kwargs)["cuda:0"] - planned()["cuda:0"]
+    assert extra == held * sum(tensor.num_bytes for tensor in tensors.values()) // EXPERTS
 
 
 @pytest.mark.usefixtures("pretended_gpu")
@@ -251,7 +299,7 @@ def test_experts_of_the_next_layer_are_sent_while_the_cpu_still_computes(monkeyp
     rng = np.random.default_rng(3)
     context = BackendContext(SimpleNamespace(), RUNTIME, open_cpu_kernels(RUNTIME))
     (_, first), (_, second) = (layer(rng, ("Q4_0",) * 3, context) for _ in range(2))
-    (shared,) = context.shared.values()
+    shared = context.shared["experts_hybrid cpu"]
     shared.split.cpu, shared.split.gpu = ExpertCosts(1e-3), ExpertCosts(1e-3)
     sent_ahead, moe = threading.Event(), context.kernels.moe
     in_time = []
@@ -276,7 +324,7 @@ def test_a_step_that_fails_leaves_the_ring_usable(monkeypatch):
     rng = np.random.default_rng(4)
     context = BackendContext(SimpleNamespace(), RUNTIME, open_cpu_kernels(RUNTIME))
     on_cpu, on_both = layer(rng, ("Q4_0",) * 3, context, stream_mb=0)
-    (shared,) = context.shared.values()
+    shared = context.shared["experts_hybrid cpu"]
     shared.split.cpu, shared.split.gpu = ExpertCosts(1e-3), ExpertCosts(1e-9)
     inputs = prompt(rng)
     with monkeypatch.context() as patch:

@@ -31,7 +31,7 @@ def parts_of(tensors, expert):
 
 @pytest.fixture
 def resident(tensors):
-    made = ResidentExperts(tensors, 2, torch.device("cpu"))
+    made = ResidentExperts(tensors, 2, torch.device("cpu"), np.zeros(EXPERTS))
     for expert in (0, 1):
         made.adopt(expert, parts_of(tensors, expert))
     return made
@@ -58,8 +58,12 @@ def test_the_table_has_the_bytes_of_those_that_are_there_and_no_others(resident,
                 assert torch.equal(got, want)
 
 
-def test_an_expert_used_more_takes_the_place_of_the_one_used_least(resident, tensors):
-    resident.record(np.array([5, 3, 4, 9, 0, 0]))
+def test_an_expert_used_more_takes_the_place_of_the_one_used_least(tensors):
+    counts = np.zeros(EXPERTS)
+    resident = ResidentExperts(tensors, 2, torch.device("cpu"), counts)
+    for expert in (0, 1):
+        resident.adopt(expert, parts_of(tensors, expert))
+    counts += [5, 3, 4, 9, 0, 0]
     assert [e for e in range(EXPERTS) if resident.wants(e)] == [2, 3]
     resident.adopt(3, parts_of(tensors, 3))
     assert sorted(resident) == [0, 3] and in_table(resident, 1) is None
@@ -68,15 +72,8 @@ def test_an_expert_used_more_takes_the_place_of_the_one_used_least(resident, ten
     assert not resident.wants(2) and not resident.wants(3)
 
 
-def test_what_was_used_long_ago_counts_less(resident):
-    resident.record(np.array([100, 100, 0, 0, 0, 0]))
-    for _ in range(8):
-        resident.record(np.array([0, 100, 50, 0, 0, 0]))
-    assert resident.wants(2) and not resident.wants(3)
-
-
 def test_every_place_begins_where_the_kernels_can_load(tensors):
-    resident = ResidentExperts(tensors, 3, torch.device("cpu"))
+    resident = ResidentExperts(tensors, 3, torch.device("cpu"), np.zeros(EXPERTS))
     for expert in (5, 3, 1):
         resident.adopt(expert, parts_of(tensors, expert))
     for matrix in (resident.table.gate, resident.table.up, resident.table.down):
