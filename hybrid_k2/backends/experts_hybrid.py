@@ -26,7 +26,7 @@ from hybrid_k2.backends.experts_resident import ResidentExperts
 from hybrid_k2.backends.footprint import experts_that_fit
 from hybrid_k2.backends.prefill_split import PrefillSplit
 from hybrid_k2.backends.registry import stays_stored
-from hybrid_k2.backends.routing_statistics import RoutingStatistics
+from hybrid_k2.backends.routing_statistics import SHARED_KEY, RoutingStatistics
 from hybrid_k2.backends.vram import launching_on
 from hybrid_k2.errors import BadInputError, PlanError
 from hybrid_k2.quant.stored import StoredTensor
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-STATISTICS = "routing_statistics"  # in BackendContext.shared, where somebody keeps them
 _FEWEST_TOKENS = 32  # below it not even the question pays
 _TIMES = 64  # of prompts' steps are kept for whoever measures
 _AHEAD_FROM = 0.8  # of the experts have tokens: then whatever is sent ahead is of use
@@ -153,7 +152,7 @@ class ExpertsHybrid(ExpertsCpu):
         self._layer = len(self._shared.layers)
         self._shared.layers.append(self)
         self._statistics: RoutingStatistics = context.shared.setdefault(
-            STATISTICS, RoutingStatistics(self._num_experts)
+            SHARED_KEY, RoutingStatistics(self._num_experts)
         )
         self._layer_idx = context.layer_idx
         counts = self._statistics.counts(self._layer_idx)

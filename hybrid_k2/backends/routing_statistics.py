@@ -16,6 +16,7 @@ import numpy as np
 
 log = logging.getLogger(__name__)
 
+SHARED_KEY = "routing_statistics"  # in BackendContext.shared, where somebody keeps them
 _FORMAT = 1
 _KEPT = 0.5  # of the counts, when a new prompt's are added
 _LARGEST_BYTES = 16 << 20

@@ -19,7 +19,7 @@ from hybrid_k2.backends.context import BackendContext
 from hybrid_k2.backends.cpu_kernels import open_cpu_kernels
 from hybrid_k2.backends.expert_groups import GROUP
 from hybrid_k2.backends.prefill_split import ExpertCosts
-from hybrid_k2.backends.routing_statistics import RoutingStatistics
+from hybrid_k2.backends.routing_statistics import SHARED_KEY, RoutingStatistics
 from hybrid_k2.config import RuntimeConfig
 from hybrid_k2.errors import BadInputError
 from hybrid_k2.quant import by_name
@@ -212,7 +212,7 @@ def test_a_few_tokens_stay_on_the_cpu():
 def test_experts_that_were_used_most_before_the_restart_are_in_vram_from_the_start():
     statistics = RoutingStatistics(EXPERTS)
     context = BackendContext(SimpleNamespace(), RUNTIME, open_cpu_kernels(RUNTIME), 7)
-    context.shared[experts_hybrid.STATISTICS] = statistics
+    context.shared[SHARED_KEY] = statistics
     rng = np.random.default_rng(7)
     statistics.record(7, np.where(np.isin(np.arange(EXPERTS), [5, 30, 31]), 9, 1))
     _, on_both = layer(rng, ("Q4_0",) * 3, context, gpu_experts=3)
