@@ -3,15 +3,17 @@
 What templates draw is read back with hybrid-k2's parser and checked against the declared schemas.
 """
 
+import difflib
 import json
 import re
 from collections import Counter
 from functools import cache
 
 import pytest
-from demo_k2 import dialogues, evaluate, patterns, tools, vocabulary
+from demo_k2 import dialogues, evaluate, patterns, tools, vocabulary, world
 from demo_k2.encode import Encoder, last_question
 from demo_k2.samples import FULL_WEIGHT
+from demo_k2.typing_slips import as_people_type
 from demo_k2.words import CITIES, NAMES, Draw, is_held_out
 
 from hybrid_k2.text.markers import IM_END
@@ -45,7 +47,7 @@ def test_a_number_stands_for_one_dialogue_and_other_numbers_for_others() -> None
 def test_every_kind_and_every_template_occurs() -> None:
     kinds = Counter(made.kind for made in drawn())
     assert set(kinds) == {
-        "tools", "about", "smalltalk", "puzzles", "knowledge", "mixed", "recollection"
+        "tools", "about", "smalltalk", "puzzles", "knowledge", "world", "mixed", "recollection"
     }  # fmt: skip
     assert {made.variant for made in drawn()} == {"instruct", "thinking", "k2.5"}
     calls = Counter(
@@ -136,9 +138,10 @@ def test_names_and_wordings_that_are_held_out_are_never_trained_on() -> None:
     assert len(held_out.intersection(evaluated)) > 20
 
 
-@pytest.mark.parametrize("file", ["about.txt", "smalltalk.txt"])
-def test_every_topic_has_wordings_on_both_sides(file: str) -> None:
-    for topic in patterns.read(file).values():
+@pytest.mark.parametrize("topics", [dialogues.about, dialogues.smalltalk])
+def test_every_topic_has_wordings_on_both_sides(topics) -> None:
+    for topic in topics().values():
+        assert topic.answers, topic.name
         for held_out in (False, True):
             assert topic.question(Draw(1, held_out))
 
@@ -232,14 +235,82 @@ def test_no_reasoning_is_learnt_to_be_left_out(tokenizer) -> None:
     assert checked > 10
 
 
-def test_questions_written_for_judging_are_no_patterns_own() -> None:
-    written = evaluate.written_questions()
+@pytest.mark.parametrize("name", patterns.JUDGING)
+def test_questions_written_for_judging_are_about_topics_that_exist(name: str) -> None:
+    written = patterns.written(name)
     assert len(written) >= 2 * len(dialogues.about())
-    for topic, question in written:
-        said = re.sub(r"[?.!]", "", question).strip().lower()
-        for pattern in topic.questions:
-            bare = re.sub(r"[?.!]", "", pattern)
-            expression = "".join(
-                {"{": "(?:", "}": ")", "|": "|"}.get(c, re.escape(c)) for c in bare
-            )
-            assert not re.fullmatch(expression, said, re.I), (topic.name, question)
+    assert {topic for topic, *_ in written} == set(dialogues.about())
+
+
+def test_a_question_that_judges_is_never_drawn(monkeypatch) -> None:
+    topic = patterns.Topic("who", questions=["who are {you|they}?"])
+    monkeypatch.setattr(patterns, "judged", lambda: frozenset({patterns.bare("Who are you?")}))
+    # The checksum holds some of the ways to type it out, so both sides are asked.
+    drawn = [topic.question(Draw(seed, held_out=seed % 2 == 0)) for seed in range(3)]
+    drawn += [topic.question(Draw(seed)) for seed in range(60)]
+    assert not any(patterns.bare(question) == "whoareyou" for question in drawn)
+
+
+def test_no_training_text_asks_a_question_that_judges() -> None:
+    asked = {
+        patterns.bare(message["content"])
+        for made in drawn()
+        for message in made.messages
+        if message["role"] == "user"
+    }
+    assert len(patterns.judged()) > 200 and not asked & patterns.judged()
+
+
+@pytest.mark.parametrize("mark", patterns.FRAMED)
+def test_phrases_of_every_mark_become_questions(mark: str) -> None:
+    draw = Draw(4)
+    made = {patterns.chosen(patterns.framed(mark, "the thing", draw), draw) for _ in range(300)}
+    assert len(made) > 60 and all("the thing" in question for question in made)
+
+
+def test_topics_have_many_ways_to_be_asked() -> None:
+    for topic in dialogues.about().values():
+        assert len(topic.questions) + len(topic.phrases) >= 15, topic.name
+        drawn = {topic.question(Draw(seed)) for seed in range(200)}
+        assert len(drawn) > 170, topic.name
+
+
+def test_slips_leave_a_question_and_no_two_are_alike() -> None:
+    question = "How do I start the server on my machine?"
+    made = [as_people_type(question, Draw(seed)) for seed in range(400)]
+    assert 100 < made.count(question) < 220
+    assert len(set(made)) > 120
+    assert as_people_type(question, Draw(7)) == made[7]
+    for text in made:
+        assert difflib.SequenceMatcher(None, text.lower(), question.lower()).ratio() > 0.55, text
+
+
+def test_what_a_slot_holds_is_typed_without_slips() -> None:
+    topic = patterns.Topic("name", questions=["my name is <name>"], answers=["Hello, <name>!"])
+    for seed in range(200):
+        question, answer = topic.exchange(Draw(seed))
+        assert answer[7:-1] in question
+
+
+@pytest.mark.parametrize(
+    "clause, question",
+    [
+        ("why the sky is blue", "why is the sky blue?"),
+        ("how to make tea", "how do I make tea?"),
+        ("how planes fly", "how do planes fly?"),
+        ("how a car works", "how does a car work?"),
+        ("how many legs an insect has", "how many legs does an insect have?"),
+        ("how many planets there are", "how many planets are there?"),
+        ("which planet is the largest", "which planet is the largest?"),
+        ("who Mozart was", "who was Mozart?"),
+    ],
+)
+def test_indirect_questions_are_put_directly(clause: str, question: str) -> None:
+    assert world.direct(clause) == question
+
+
+def test_what_is_known_of_the_world_is_said_whole() -> None:
+    for seed in range(300):
+        for made in world.exchanges(Draw(seed)):
+            assert made.answer[-1] == "." and made.answer[-2] != "." and made.answer[0].isupper()
+            assert "<" not in made.question and "|" not in made.question + made.answer

@@ -65,5 +65,12 @@ def test_workers_make_training_text_with_the_vocabularys_pieces(tokens: list[str
 
 def test_some_of_the_teachers_conversations_are_held_out(tokens: list[str]) -> None:
     lines = [json.dumps([[f"What is {i}?", "A number."]]) for i in range(100)]
-    sides = pipeline.encode_told((0, lines))
+    sides = pipeline.encode_told((0, lines, 0))
     assert len(sides[True]) == 3 and len(sides[False]) == 97
+
+
+def test_a_repeated_conversation_is_typed_and_framed_in_another_way(tokens: list[str]) -> None:
+    lines = [json.dumps([[f"What is the price of {i}?", "A number."]]) for i in range(100)]
+    first, again = (pipeline.encode_told((0, lines, repeat)) for repeat in (0, 1))
+    assert True not in again and len(again[False]) == 97
+    assert again[False].num_tokens != first[False].num_tokens

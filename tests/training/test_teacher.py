@@ -159,6 +159,12 @@ def test_answers_are_cut_at_a_sentence_and_poor_ones_left_out() -> None:
     poor_ones = ["No", "It is a lake", "As an AI, I cannot.", "1. A lake.", "It is. It is. It is."]
     for poor in [*poor_ones, "I'm just a regular human here."]:
         assert cleaned(poor, ended=True) is None
+    stuck = "They are not afraid to show, they are not afraid to show, not afraid to show it."
+    assert chat_prompts.cleaned(stuck, ended=True) is None
+    beside = chat_prompts.is_beside_the_point
+    assert beside("How does a cave form?", "The pyramids were built by the Egyptians.")
+    assert not beside("How does a cave form?", "Water slowly makes caves in soft rock.")
+    assert not beside("I am sad today.", "What happened?")
     assert chat_prompts.repeats("A lake is a lake.", "A lake is a lake too.")
     assert not chat_prompts.repeats("You can swim there in summer.", "A lake is water.")
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from demo_k2 import knowledge, patterns, puzzles, tools
+from demo_k2 import knowledge, patterns, puzzles, tools, world
 from demo_k2.knowledge import Exchange
+from demo_k2.typing_slips import as_people_type
 from demo_k2.words import Draw
 
 Message = dict[str, Any]
@@ -49,12 +50,12 @@ class Dialogue:
 
 @cache
 def about() -> dict[str, patterns.Topic]:
-    return patterns.read("about.txt")
+    return patterns.read("about.txt", "about_wordings.txt")
 
 
 @cache
 def smalltalk() -> dict[str, patterns.Topic]:
-    return patterns.read("smalltalk.txt")
+    return patterns.read("smalltalk.txt", "smalltalk_wordings.txt")
 
 
 @cache
@@ -82,6 +83,13 @@ _ANY_TIME = (
     "joke",
     "nonsense",
     "rude",
+    "no",
+    "sorry",
+    "doing",
+    "day",
+    "talk",
+    "repeat",
+    "job",
     "love",
     "colour",
     "my-favourite",
@@ -96,8 +104,8 @@ def dialogue(number: int, held_out: bool = False, pieces: Sequence[str] = ()) ->
     """Conversation number `number` of the training or the held-out side; pieces: Draw's."""
     draw = Draw(f"{'held out' if held_out else 'train'} {number}", held_out, pieces)
     kind = draw.choices(
-        ["tools", "about", "smalltalk", "puzzles", "knowledge", "mixed", "recollection"],
-        [37, 11, 8, 22, 8, 10, 4],
+        ["tools", "about", "smalltalk", "puzzles", "knowledge", "world", "mixed", "recollection"],
+        [26, 24, 9, 13, 5, 8, 12, 3],
     )[0]
     if kind == "tools":
         made = with_tools(draw)
@@ -119,7 +127,7 @@ def exchanges(kind: str, draw: Draw) -> list[Exchange]:
     count = draw.choice([1, 1, 1, 2] if kind == "puzzles" else [1, 1, 1, 2, 2, 3, 4])
     kinds = [kind] * count
     if kind == "mixed":
-        choices = ["about", "smalltalk", "puzzles", "knowledge"]
+        choices = ["about", "about", "smalltalk", "world", "puzzles", "knowledge"]
         kinds = [draw.choice(choices) for _ in range(draw.randint(2, 6))]
     return [each for kind in kinds for each in in_turn(kind, draw)]
 
@@ -130,6 +138,8 @@ def in_turn(kind: str, draw: Draw) -> list[Exchange]:
         return [puzzles.exchange(draw)]
     if kind == "knowledge":
         return [knowledge.exchange(draw)]
+    if kind == "world":
+        return world.exchanges(draw)
     topics = about() if kind == "about" else smalltalk()
     topic = topics[draw.choice(list(topics))]
     made = [of_topic(topics, draw, (topic.name,))]
@@ -305,12 +315,15 @@ def framed(made: Dialogue, draw: Draw) -> Dialogue:
     return made
 
 
-def told(turns: Sequence[Sequence[str]], number: int) -> Dialogue:
-    """A conversation of the teacher's, (question, answer) pairs, framed by its number."""
-    draw = Draw(f"told {number}")
+def told(turns: Sequence[Sequence[str]], number: int, repeat: int = 0) -> Dialogue:
+    """A conversation of the teacher's, (question, answer) pairs, framed by its number.
+
+    repeat: counts the times that it is in the text, each framed and typed in another way.
+    """
+    draw = Draw(f"told {number} {repeat}")
     made = [
         Exchange(
-            question,
+            as_people_type(question, draw) if repeat else question,
             answer,
             draw.choice(
                 [
@@ -326,8 +339,8 @@ def told(turns: Sequence[Sequence[str]], number: int) -> Dialogue:
     # A greeting or an identity question before it, as real chats have.
     if draw.maybe(0.2):
         made.insert(0, of_topic(smalltalk(), draw, ("greet", "how", "name")))
-    if draw.maybe(0.08):
-        made.append(of_topic(about(), draw))
+    if draw.maybe(0.2):
+        made.insert(draw.randint(0, len(made)), of_topic(about(), draw))
     if draw.maybe(0.1):
         made.append(of_topic(smalltalk(), draw, ("thanks", "bye")))
     return framed(Dialogue("chat", spoken(made, draw), []), draw)

@@ -20,9 +20,9 @@ from demo_k2.teacher import Teacher, prompt_text
 from demo_k2.words import Draw
 
 logger = logging.getLogger(__name__)
-MAX_NEW_TOKENS = 88
-TEMPERATURE, MIN_P = 0.6, 0.08
-FOLLOWED_UP = 0.2  # the share of conversations that go on
+MAX_NEW_TOKENS = 72
+TEMPERATURE, MIN_P = 0.5, 0.1
+FOLLOWED_UP = 0.25  # the share of conversations that go on
 
 Turns = list[tuple[str, str]]  # role, text
 Asked = tuple[Turns, list[int]]  # with the prompt's token ids
@@ -96,6 +96,8 @@ def _answered(teacher: Teacher, group: Sequence[Asked], seed: int) -> list[Turns
     answered = []
     for (turns, _), (answer, ended) in zip(group, answers, strict=True):
         text = chat_prompts.cleaned(answer, ended)
-        if text is not None and not chat_prompts.repeats(text, turns[-2][1] if turns[1:] else ""):
+        if text is None or chat_prompts.is_beside_the_point(turns[-1][1], text):
+            continue
+        if not chat_prompts.repeats(text, turns[-2][1] if turns[1:] else ""):
             answered.append([*turns, ("assistant", text)])
     return answered

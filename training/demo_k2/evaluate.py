@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -145,16 +144,14 @@ def topics(answer: Answerer, encoder: Encoder, tokenizer: Tokenizer, each: int) 
     return _answered(asked, answer, encoder, tokenizer)
 
 
-def written_questions() -> list[tuple[patterns.Topic, str]]:
-    """(topic, question) of asked.txt, which no pattern can make."""
-    text = Path(__file__).with_name("asked.txt").read_text(encoding="utf-8")
-    pairs = (line.split(" | ") for line in text.splitlines())
-    return [(dialogues.about()[name], question) for name, question in pairs]
-
-
-def topics_as_written(answer: Answerer, encoder: Encoder, tokenizer: Tokenizer) -> Score:
-    """Identity and usage in wordings that were written down before training and not for it."""
-    return _answered(written_questions(), answer, encoder, tokenizer)
+def topics_as_written(answer: Answerer, encoder: Encoder, tokenizer: Tokenizer, name: str) -> Score:
+    """Identity and usage in the wordings of a file, which are in no training text."""
+    about = dialogues.about()
+    asked = [
+        (replace(about[topic], keys=about[topic].keys + keys), question)
+        for topic, question, *keys in patterns.written(name)
+    ]
+    return _answered(asked, answer, encoder, tokenizer)
 
 
 def _answered(

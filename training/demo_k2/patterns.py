@@ -2,17 +2,22 @@
 
 A topic: `# name`, `k:` lines (what a right answer says, for evaluation), `q:` and `a:` lines, and
 `f: question => answer` lines, which make sense right after one of its questions.
+`v: n: w: c: p:` lines hold phrases, ` / ` between them, which frames.txt makes questions of: a verb
+and its object, a noun, an indirect question, a claim, a problem.
 `{a|b|}` is one of its alternatives, which may nest; `<slot>` is a drawn word, the same in question
-and answer. A question that the checksum holds out is evaluated and never trained on.
+and answer. A question that the checksum holds out is evaluated and never trained on, and one that
+stands in a file of questions written for judging is never drawn.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from demo_k2 import words
+from demo_k2.typing_slips import as_people_type
 from demo_k2.words import Draw
 
 _CHOICE = re.compile(r"\{([^{}]*)\}")
@@ -52,6 +57,8 @@ _ENDINGS = (
     " I am not sure.",
     " I could not find it.",
 )
+FRAMED = "vnwcp"  # marks of phrases
+JUDGING = ("asked.txt", "asked_again.txt")  # questions that are never trained on
 _HOW = re.compile(r"how (?:do|can|could) I (.+)\?")
 _WAYS = (
     "how to <1>?",
@@ -84,6 +91,7 @@ class Topic:
     questions: list[str] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
     follow_ups: list[str] = field(default_factory=list)
+    phrases: list[tuple[str, str]] = field(default_factory=list)  # mark, phrase
 
     def exchange(self, draw: Draw) -> tuple[str, str]:
         """A question and its answer, their slots filled alike."""
@@ -105,30 +113,76 @@ class Topic:
 
         def make() -> str:
             bound.clear()
-            return fill(draw.choice(self.questions), draw, bound)
+            which = draw.randrange(len(self.questions) + len(self.phrases))
+            if which < len(self.questions):
+                return reworded(fill(self.questions[which], draw, bound), draw)
+            mark, phrase = self.phrases[which - len(self.questions)]
+            return fill(framed(mark, phrase, draw), draw, bound)
 
-        text = draw.mine(make)
+        while True:
+            text = as_typed(draw.mine(make), draw)
+            # What a slot holds is to be copied, so nothing may happen to it.
+            text = text if bound or draw.held_out else as_people_type(text, draw)
+            if bare(text) not in judged():
+                break
         if slots is not None:
             slots.update(bound)
-        return as_typed(reworded(text, draw), draw)
+        return text
 
 
-def read(name: str) -> dict[str, Topic]:
-    """The topics of a file, by name."""
+def read(*names: str) -> dict[str, Topic]:
+    """The topics of some files, by name; a topic may stand in several of them."""
     topics: dict[str, Topic] = {}
     topic = Topic("")
-    for line in Path(__file__).with_name(name).read_text(encoding="utf-8").splitlines():
-        mark, _, rest = line.partition(" ")
-        if mark == "#":
-            topic = topics[rest] = Topic(rest)
-        elif mark:
-            {
-                "k:": topic.keys,
-                "q:": topic.questions,
-                "a:": topic.answers,
-                "f:": topic.follow_ups,
-            }[mark].append(rest)
+    for name in names:
+        for line in lines(name):
+            mark, _, rest = line.partition(" ")
+            if mark == "#":
+                topic = topics.setdefault(rest, Topic(rest))
+            elif mark.rstrip(":") in FRAMED:
+                topic.phrases += [(mark[0], phrase.strip()) for phrase in rest.split(" / ")]
+            else:
+                {
+                    "k:": topic.keys,
+                    "q:": topic.questions,
+                    "a:": topic.answers,
+                    "f:": topic.follow_ups,
+                }[mark].append(rest)
     return topics
+
+
+def lines(name: str) -> list[str]:
+    """The lines of a file beside this one that are not empty."""
+    text = Path(__file__).with_name(name).read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line]
+
+
+@cache
+def frames() -> dict[str, list[str]]:
+    """What turns a phrase of a mark, `<1>`, into a question."""
+    return {mark: topic.questions for mark, topic in read("frames.txt").items()}
+
+
+def framed(mark: str, phrase: str, draw: Draw) -> str:
+    """A phrase as a question's pattern."""
+    return draw.choice(frames()[mark]).replace("<1>", phrase)
+
+
+def written(name: str) -> list[list[str]]:
+    """Topic, question and what its answer must hold too, of a file that only judges."""
+    beside = Path(__file__).with_name(name)
+    return [line.split(" | ") for line in lines(name)] if beside.is_file() else []
+
+
+@cache
+def judged() -> frozenset[str]:
+    """The questions of all such files."""
+    return frozenset(bare(question) for name in JUDGING for _, question, *_ in written(name))
+
+
+def bare(question: str) -> str:
+    """Its letters and digits."""
+    return re.sub(r"[^a-z0-9]", "", question.lower())
 
 
 def fill(pattern: str, draw: Draw, slots: dict[str, str]) -> str:
@@ -172,7 +226,7 @@ def as_typed(text: str, draw: Draw) -> str:
     """With an opener, a capital and a mark, or without: people type all of these."""
     opener = ""
     if text.endswith("?"):
-        opener = draw.choice(_OPENERS)
+        opener = draw.choice(_OPENERS) if draw.maybe(0.5) else ""
         text += draw.choice(_ENDINGS) if draw.maybe(0.06) else ""
     if opener.endswith(". ") or not opener:
         text = text[0].upper() + text[1:]

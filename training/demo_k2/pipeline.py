@@ -1,8 +1,9 @@
 """Everything in one go, on one machine with a GPU: text, vocabulary, samples, training, export.
 
 `PYTHONPATH=training python -m demo_k2.pipeline --out DIR [--teacher FILE]`. Each phase writes a
-file and is passed over where the file is there. What matters is written first: the model before its
-evaluation, and that before the baseline. The time limit holds for all of it. `--resume GGUF
+file and is passed over where the file is there, so a run that was stopped is started again as it
+was. What matters is written first: the model before its evaluation, and that before the race with
+the dense baseline. The time limit holds for all of it. `--resume GGUF
 --vocabulary JSON` trains an exported model further.
 """
 
@@ -19,7 +20,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,8 @@ logger = logging.getLogger("pipeline")
 HELD_OUT_TOLD = 40  # every so manieth conversation of the teacher's is kept for evaluation
 CHUNK = 2000
 EVALUATION_S = 50
-OVERRUN_S = 20  # of a teacher, before it is stopped
+OVERRUN_S = 30  # of a teacher, before it is stopped
+MOST_REPEATS = 6  # of what a slow teacher wrote
 
 
 def main() -> None:
@@ -49,6 +50,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
 
     tokens = make_samples(options)
+    if options.until == "text":
+        return
     train_set = Samples.load(*sorted(work.glob("train-*.npz")))
     held_out = Samples.load(*sorted(work.glob("held-*.npz")))
     logger.info(
@@ -57,9 +60,8 @@ def main() -> None:
     device = options.device
     batches = Batches(train_set, options.tokens_per_batch, device)
     judged_on = Batches(held_out, 65536, device)
-    reserved_s = options.baseline_s + EVALUATION_S
     recipe = Recipe(
-        budget_s=max(5, min(options.train_s, deadline - time.monotonic() - reserved_s)),
+        budget_s=max(5, min(options.train_s, deadline - time.monotonic() - EVALUATION_S)),
         learning_rate=options.learning_rate,
         decay_from=options.decay_from,
         quantised_from=options.quantised_from,
@@ -84,6 +86,8 @@ def main() -> None:
     write_curve(training.curve, options.out / "curve.csv")
     logger.info("exported")
     training.save(checkpoint)
+    if options.until == "model":
+        return
 
     found |= {
         "trained_tokens": training.num_tokens,
@@ -92,23 +96,31 @@ def main() -> None:
     }
     found |= report.measure(training, tokens, judged_on, options.judged)
     write_json(found, options.out / "figures.json")
-    left_s = deadline - time.monotonic() - 15
-    if options.baseline_s and left_s > 20:
-        baseline_recipe = replace(
-            recipe,
-            budget_s=min(options.baseline_s, left_s),
-            learning_rate=Recipe.learning_rate,  # it starts anew, whatever the model did
-            decay_from=Recipe.decay_from,
-            quantised_from=2,
-        )
-        baseline = Training(dense_baseline(), baseline_recipe, device)
-        baseline.run(batches)
-        found |= report.of_baseline(baseline, judged_on)
-        write_json(found, options.out / "figures.json")
-        write_curve(baseline.curve, options.out / "curve-dense.csv")
     for name, value in found.items():
         if not isinstance(value, list | dict):
             print(f"{name:32} {value}")
+    if options.race_tokens:
+        found["race"] = race(options, batches, judged_on)
+        write_json(found, options.out / "figures.json")
+        print(found["race"])
+
+
+def race(options: argparse.Namespace, batches: Batches, judged_on: Batches) -> dict[str, Any]:
+    """The model and the dense baseline, both anew, on the same text for as many tokens."""
+    recipe = Recipe(
+        budget_s=options.limit_s,
+        budget_tokens=options.race_tokens,
+        quantised_from=2,
+        graphs=options.graphs,
+    )
+    found = {}
+    for name, config in (("dense", dense_baseline()), ("experts", CONFIG)):
+        racer = Training(config, recipe, options.device)
+        racer.run(batches)
+        found[name] = report.of_racer(racer, judged_on)
+        write_curve(racer.curve, options.out / f"curve-race-{name}.csv")
+        logger.info("race, %s: %s", name, found[name])
+    return found
 
 
 def make_samples(options: argparse.Namespace) -> list[str]:
@@ -133,6 +145,9 @@ def make_samples(options: argparse.Namespace) -> list[str]:
         vocabulary.save(vocabulary.train(texts, VOCAB_SIZE - NUM_CONTROL_IDS), file)
         logger.info("vocabulary from %d texts", len(texts))
     tokens = vocabulary.load(file)
+    wanted = ["dialogues", "told"] if options.teacher or told.is_file() else ["dialogues"]
+    if all((work / f"train-{name}.npz").is_file() for name in wanted):
+        return tokens
     counts = ((False, options.dialogues), (True, options.dialogues // HELD_OUT_TOLD))
     jobs = [
         (range(first, min(first + CHUNK, count)), held_out)
@@ -144,12 +159,18 @@ def make_samples(options: argparse.Namespace) -> list[str]:
         if teacher is not None and not has_finished(teacher, stop_teaching_at):
             logger.warning("the teacher failed; going on with what it wrote")
         lines = [json.dumps(turns) for turns in told_turns(told)]
-        parts = [(first, lines[first : first + CHUNK]) for first in range(0, len(lines), CHUNK)]
-        encode_all(pool, encode_told, parts, work, "told", options.told_repeats)
+        repeats = min(MOST_REPEATS, math.ceil(options.told / max(1, len(lines))))
+        logger.info("the teacher's %d conversations, %d times", len(lines), repeats)
+        parts = [
+            (first, lines[first : first + CHUNK], repeat)
+            for repeat in range(repeats)
+            for first in range(0, len(lines), CHUNK)
+        ]
+        encode_all(pool, encode_told, parts, work, "told")
     return tokens
 
 
-def encode_all(pool, encode, jobs, work: Path, name: str, repeats: int = 1) -> None:
+def encode_all(pool, encode, jobs, work: Path, name: str) -> None:
     """Encodes in all processes and writes one file for training and one held out."""
     if (work / f"train-{name}.npz").is_file() or not jobs:
         return
@@ -159,7 +180,7 @@ def encode_all(pool, encode, jobs, work: Path, name: str, repeats: int = 1) -> N
             sides[held_out].append(samples)
     for held_out, parts in sides.items():
         if parts:
-            whole = Samples.concatenated(parts if held_out else parts * repeats)
+            whole = Samples.concatenated(parts)
             whole.save(work / f"{'held' if held_out else 'train'}-{name}.npz")
             logger.info("%s held out %s: %d tokens", name, held_out, whole.num_tokens)
 
@@ -184,13 +205,15 @@ def encode_dialogues(job: tuple[range, bool]) -> dict[bool, Samples]:
     return {held_out: Samples.of(made)}
 
 
-def encode_told(job: tuple[int, list[str]]) -> dict[bool, Samples]:
-    """A chunk of the teacher's conversations, of which some are held out."""
-    first, lines = job
+def encode_told(job: tuple[int, list[str], int]) -> dict[bool, Samples]:
+    """A chunk of the teacher's conversations, of which some are held out; those only once."""
+    first, lines, repeat = job
     sides: dict[bool, list] = {False: [], True: []}
     for number, line in enumerate(lines, first):
-        sample = _encoder[0].sample(dialogues.told(json.loads(line), number))
-        sides[number % HELD_OUT_TOLD == 0].append(sample)
+        held_out = number % HELD_OUT_TOLD == 0
+        if not (held_out and repeat):
+            made = dialogues.told(json.loads(line), number, repeat)
+            sides[held_out].append(_encoder[0].sample(made))
     return {held_out: Samples.of(made) for held_out, made in sides.items() if made}
 
 
@@ -256,12 +279,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--teach-questions", type=int, default=60_000)
     made.add_argument("--vocabulary-lines", type=int, default=20_000)
     made.add_argument("--vocabulary-parts", type=int, default=40)
-    made.add_argument("--told-repeats", type=int, default=2)
+    made.add_argument("--told", type=int, default=150_000, help="of its conversations, repeated")
     made.add_argument("--dialogues", type=int, default=300_000)
     made.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 2) - 2))
     made.add_argument("--limit-s", type=float, default=560, help="of everything")
     made.add_argument("--train-s", type=float, default=300)
-    made.add_argument("--baseline-s", type=float, default=60)
+    made.add_argument("--race-tokens", type=int, default=0, help="against the dense baseline")
+    made.add_argument("--until", choices=["text", "model", "figures"], default="figures")
     made.add_argument("--tokens-per-batch", type=int, default=65536)
     made.add_argument("--learning-rate", type=float, default=4e-3)
     made.add_argument("--decay-from", type=float, default=Recipe.decay_from)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from demo_k2 import evaluate, vocabulary
+from demo_k2 import evaluate, patterns, vocabulary
 from demo_k2.encode import Encoder
 from demo_k2.export import rounded
 from demo_k2.samples import Batches
@@ -44,9 +44,12 @@ def measure(
     scores = {
         "tools": evaluate.tool_calls(answer, encoder, tokenizer, num_judged),
         "about": evaluate.topics(answer, encoder, tokenizer, max(1, num_judged // 100)),
-        "written": evaluate.topics_as_written(answer, encoder, tokenizer),
         "thinking": evaluate.thinking(answer, encoder, tokenizer, num_judged * 2 // 5),
     }
+    for name in patterns.JUDGING:
+        scores[name.removesuffix(".txt")] = evaluate.topics_as_written(
+            answer, encoder, tokenizer, name
+        )
     for name, score in scores.items():
         found[f"{name}_right"], found[f"{name}_asked"] = score.right, score.total
         found[f"{name}_wrong"] = score.wrong
@@ -68,13 +71,13 @@ def expert_loads(training: Training, weights: dict[str, Tensor], held_out: Batch
     return total.cpu()
 
 
-def of_baseline(training: Training, held_out: Batches) -> dict[str, Any]:
-    """The dense baseline's figures."""
+def of_racer(training: Training, held_out: Batches) -> dict[str, Any]:
+    """What one of two models reached that were trained alike."""
     weights = {name: weight.detach() for name, weight in training.weights.items()}
     return {
-        "baseline_perplexity": math.exp(mean_loss(training.model, weights, held_out)),
-        "baseline_tokens": training.num_tokens,
-        "baseline_seconds": training.used_s,
+        "perplexity": math.exp(mean_loss(training.model, weights, held_out)),
+        "tokens": training.num_tokens,
+        "seconds": round(training.used_s, 1),
     }
 
 

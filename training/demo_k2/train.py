@@ -31,9 +31,12 @@ WARM_UP_STEPS = 3  # run as they are, so that libraries and optimisers have made
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train. budget_s: wall-clock seconds of training, evaluation not counted."""
+    """How to train. budget_s: wall-clock seconds of training, evaluation not counted;
+    budget_tokens: counts instead of the seconds where it is given.
+    """
 
     budget_s: float
+    budget_tokens: int = 0
     learning_rate: float = 4e-3
     weight_decay: float = 0.1
     warm_up: float = 0.02  # shares of the budget
@@ -78,6 +81,8 @@ class Training:
     @property
     def share(self) -> float:
         """How much of the budget is used, 0 to 1."""
+        if self.recipe.budget_tokens:
+            return self.num_tokens / self.recipe.budget_tokens
         return self.used_s / self.recipe.budget_s
 
     def run(self, batches: Batches, until_share: float = 1.0) -> None:

@@ -1,0 +1,150 @@
+"""What people do to a question between thinking and sending it: short forms, slips, left-out words.
+
+Seeded like everything else. A model that has only seen clean text takes a missing apostrophe for
+another word.
+"""
+
+from __future__ import annotations
+
+import re
+
+from demo_k2.words import Draw
+
+_SHORT = {
+    "I am": ("I'm", "im", "i am"),
+    "I would": ("I'd", "id"),
+    "I have": ("I've", "ive"),
+    "do not": ("don't", "dont"),
+    "does not": ("doesn't", "doesnt"),
+    "cannot": ("can't", "cant"),
+    "can't": ("cant", "cannot"),
+    "don't": ("dont", "do not"),
+    "what is": ("what's", "whats"),
+    "how is": ("how's", "hows"),
+    "where is": ("where's", "wheres"),
+    "who is": ("who's", "whos"),
+    "it is": ("it's", "its"),
+    "that is": ("that's", "thats"),
+    "you are": ("you're", "youre", "u are", "ur"),
+    "are you": ("r u", "are u", "you are"),
+    "want to": ("wanna", "wish to"),
+    "going to": ("gonna",),
+    "you": ("u", "ya"),
+    "your": ("ur",),
+    "please": ("pls", "plz"),
+    "thanks": ("thx",),
+    "because": ("cause", "since"),
+    "something": ("sth", "smth"),
+    "hybrid-k2": ("hybridk2", "hybrid k2", "Hybrid-K2", "the program", "the tool", "this"),
+    "Kimi K2": ("kimi", "K2", "kimi-k2", "KimiK2"),
+}
+_ALIKE = {
+    "machine": ("computer", "PC", "box", "workstation", "system"),
+    "computer": ("machine", "PC", "box"),
+    "program": ("tool", "software", "app", "thing"),
+    "show": ("display", "print", "give"),
+    "start": ("launch", "run", "open", "begin", "fire up"),
+    "need": ("require", "want"),
+    "needed": ("required", "necessary"),
+    "big": ("large", "huge"),
+    "fast": ("quick", "quickly", "speedy"),
+    "answer": ("reply", "response"),
+    "answers": ("replies", "responses"),
+    "find": ("see", "get", "locate"),
+    "change": ("adjust", "modify", "set"),
+    "check": ("verify", "test", "control"),
+    "file": ("model file", "document"),
+    "error": ("failure", "problem", "bug"),
+    "mistake": ("error", "typo"),
+    "talk": ("speak", "chat"),
+    "know": ("find out", "learn"),
+    "tell": ("say to", "explain to"),
+    "explain": ("clarify", "describe"),
+    "works": ("runs", "functions"),
+    "work": ("run", "function"),
+    "memory": ("RAM", "mem"),
+    "RAM": ("memory", "ram"),
+    "graphics card": ("GPU", "video card", "gpu"),
+    "GPU": ("graphics card", "gpu", "card"),
+    "which": ("what",),
+    "possible": ("doable", "feasible"),
+    "possibly": ("maybe",),
+    "way": ("method", "means"),
+    "model": ("LLM", "network"),
+    "option": ("flag", "switch", "parameter"),
+    "wrong": ("incorrect", "false"),
+    "easy": ("simple",),
+    "install": ("set up", "instal"),
+    "quickly": ("fast",),
+}
+_SMALL = frozenset("a an the do does is are to of for that it me my".split())
+_NEAR = dict(
+    zip("abcdefghijklmnopqrstuvwxyz", "svxswdgfjuhjknbokpwtrydczuxz", strict=False)
+)  # a key beside it
+
+
+def as_people_type(text: str, draw: Draw) -> str:
+    """The same question, as it was thought or with a few of these things done to it."""
+    if draw.maybe(0.35):
+        return text
+    if draw.maybe(0.45):
+        text = _replaced(text, _ALIKE, 0.35, draw)
+    if draw.maybe(0.45):
+        text = _replaced(text, _SHORT, 0.5, draw)
+    if draw.maybe(0.2):
+        text = _without_small_words(text, draw)
+    if draw.maybe(0.25):
+        text = _with_slips(text, draw)
+    if draw.maybe(0.3):
+        text = text.lower()
+    if draw.maybe(0.2):
+        text = text.replace("'", "")
+    style = draw.random()
+    if style < 0.2:
+        text = text.rstrip("?.!")
+    elif style < 0.26 and text.endswith("?"):
+        text += draw.choice(["?", "??", "!", " :)"])
+    return text
+
+
+def _replaced(text: str, table: dict[str, tuple[str, ...]], share: float, draw: Draw) -> str:
+    """With some of the table's words as one of their alternatives."""
+
+    def other(found: re.Match[str]) -> str:
+        word = found[0]
+        choices = table.get(word) or table.get(word.lower())
+        if choices is None or not draw.maybe(share):
+            return word
+        return draw.choice(choices)
+
+    return _expression(tuple(table)).sub(other, text)
+
+
+def _expression(keys: tuple[str, ...]) -> re.Pattern[str]:
+    longest_first = sorted(keys, key=len, reverse=True)
+    return re.compile(rf"\b(?:{'|'.join(map(re.escape, longest_first))})\b", re.I)
+
+
+def _without_small_words(text: str, draw: Draw) -> str:
+    """As people write who are in a hurry or whose language has no articles."""
+    said = text.split(" ")
+    kept = [word for word in said if word.lower() not in _SMALL or draw.maybe(0.4)]
+    return " ".join(kept if len(kept) > 1 else said)
+
+
+def _with_slips(text: str, draw: Draw) -> str:
+    """One or two letters left out, doubled, swapped or taken from the next key."""
+    for _ in range(draw.choice([1, 1, 2])):
+        places = [i for i in range(1, len(text) - 1) if text[i - 1 : i + 2].isalpha()]
+        if not places:
+            break
+        i, kind = draw.choice(places), draw.randrange(4)
+        if kind == 0:
+            text = text[:i] + text[i + 1 :]
+        elif kind == 1:
+            text = text[:i] + text[i] + text[i:]
+        elif kind == 2:
+            text = text[:i] + text[i + 1] + text[i] + text[i + 2 :]
+        else:
+            text = text[:i] + _NEAR.get(text[i].lower(), text[i]) + text[i + 1 :]
+    return text
