@@ -52,14 +52,14 @@ def cleaned(answer: str, ended: bool) -> str | None:
 
 def is_beside_the_point(question: str, answer: str) -> bool:
     """Whether no long word of a question about something comes back in the answer."""
-    asked = {word[:5] for word in re.findall(r"[a-z]{4,}", question.lower())} - _EVERYWHERE
-    said = {word[:5] for word in re.findall(r"[a-z]{4,}", answer.lower())}
+    asked = {word[:4] for word in re.findall(r"[a-z]{4,}", question.lower())} - _EVERYWHERE
+    said = {word[:4] for word in re.findall(r"[a-z]{4,}", answer.lower())}
     return bool(asked) and question.startswith(_ABOUT) and not asked & said
 
 
 _ABOUT = ("What is", "What's", "What exactly", "Explain", "How does", "What do", "Where do")
 _EVERYWHERE = frozenset(
-    word[:5]
+    word[:4]
     for word in """what exactly explain does difference between simple words sentence child
     beginner friend used good made most like work with from people look think know about your
     come need where when this that live they learn people would make better important""".split()
