@@ -29,7 +29,7 @@ def question(draw: Draw) -> str:
     """What a user might ask first."""
     pattern = patterns.chosen(draw.choice(_lines("q:")), draw)
     pattern = _KIND.sub(lambda found: draw.choice(_members(found[1])), pattern)
-    return patterns.fill(pattern, draw, {}).strip()
+    return re.sub(r"\b([Aa]) (?=[aeio])", r"\1n ", patterns.fill(pattern, draw, {}).strip())
 
 
 def follow_up(draw: Draw) -> str:
