@@ -26,6 +26,7 @@ Examples:
   hybrid-k2 perplexity K2.gguf --text wiki.test.raw
   hybrid-k2 perplexity K2.gguf --text wiki.test.raw --context 2048 --chunks 16 --json
   hybrid-k2 perplexity K2.gguf --text wiki.test.raw --chunks 16 --against six-experts.yaml
+  hybrid-k2 perplexity K2.gguf --text wiki.test.raw --chunks 2 --decode --against deferred.yaml
 """
 
 
@@ -47,6 +48,11 @@ Examples:
     "both are. Keeps 4 bytes for each counted token and entry of the vocabulary.",
 )
 @click.option(
+    "--decode",
+    is_flag=True,
+    help="Token by token, as an answer is written: for what a rule changes in decode only.",
+)
+@click.option(
     "--model-path",
     type=click.Path(path_type=Path),
     help="Hugging Face directory with config.json and the tokenizer, for a GGUF without them.",
@@ -63,6 +69,7 @@ def command(
     chunks: int | None,
     rules: str,
     against: str | None,
+    decode: bool,
     model_path: Path | None,
     gguf_path: Path | None,
     threads: int | None,
@@ -88,6 +95,7 @@ def command(
                 progress,
                 context=context,
                 num_threads=threads,
+                prefill_chunk=1 if decode else None,
             )
         with engine:
             if engine.notice:
@@ -112,7 +120,8 @@ def command(
             f"KL({rules} || {against}) mean {away.kl_mean:.2e}, 99% below {away.kl_99:.2e}; the "
             f"same first token {away.same_top:.1%}"
         )
-        lines.append(f"prompts read at {first.tokens_s:.1f} and {second.tokens_s:.1f} tokens/s")
+        read = "decoded" if decode else "prompts read"
+        lines.append(f"{read} at {first.tokens_s:.1f} and {second.tokens_s:.1f} tokens/s")
     click.echo(json.dumps(report) if as_json else "\n".join(lines))
 
 

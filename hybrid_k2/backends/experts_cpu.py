@@ -12,6 +12,7 @@ import torch
 
 from hybrid_k2.backends.context import BackendContext
 from hybrid_k2.backends.vram import launching_on
+from hybrid_k2.errors import BadInputError
 from hybrid_k2.quant.stored import StoredTensor
 
 
@@ -32,7 +33,26 @@ class ExpertsSlot:
 class ExpertsCpu:
     device = torch.device("cpu")
 
-    def __init__(self, tensors: Mapping[str, StoredTensor], context: BackendContext) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, StoredTensor],
+        context: BackendContext,
+        deferred_experts: int = 0,
+    ) -> None:
+        """deferred_experts: of a decoded token, those of least weight, whose results the model adds
+        a layer later, so that the CPU has them to compute while a GPU does attention; the last
+        layer defers none.
+        """
+        if deferred_experts:
+            most = context.config.num_experts_per_tok
+            if not 0 < deferred_experts < most:
+                raise BadInputError(
+                    f"deferred_experts: {deferred_experts}, expected 0 to {most - 1}: a token has "
+                    f"{most} experts, and one at least counts in its layer"
+                )
+            if context.layer_idx == context.config.num_hidden_layers - 1:
+                deferred_experts = 0
+        self.deferred_experts = deferred_experts
         self.kernels = context.kernels
         self.matrices = tuple(
             context.kernels.matrix(tensors[name]) for name in ("gate_proj", "up_proj", "down_proj")

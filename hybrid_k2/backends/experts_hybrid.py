@@ -122,15 +122,17 @@ class ExpertsHybrid(ExpertsCpu):
         gpu_experts: int = 0,
         gpu_experts_mb: int = 0,
         bus_share: float = 0.0,
+        deferred_experts: int = 0,
     ) -> None:
         """stream_mb: VRAM for experts on their way, in 10^6 bytes, for all layers together.
         gpu_experts: of each layer that stay in VRAM, those that prompts use most; the CPU has them
         too.  gpu_experts_mb: VRAM for them in all layers together, if that is more.  bus_share: of
         the experts of a captured step, that the GPU reads where they lie in host memory.
+        deferred_experts: as in ExpertsCpu.
         """
         if not 0 <= bus_share <= 1:
             raise BadInputError(f"experts_hybrid: bus_share: {bus_share}, expected 0 to 1")
-        super().__init__(tensors, context)
+        super().__init__(tensors, context, deferred_experts)
         self.gpu = torch.device(device)
         matrices = [tensors[name] for name in ("gate_proj", "up_proj", "down_proj")]
         self._num_experts, width, hidden = matrices[0].shape

@@ -48,6 +48,8 @@ class MLP:
 
 
 class Experts:
+    deferred_experts = 0
+
     def __init__(
         self, tensors: Mapping[str, StoredTensor], context: BackendContext, device: str = "cpu"
     ) -> None:

@@ -140,6 +140,9 @@ _LOAD = KwargSpec(
     help="mmap: used where the file is mapped; ram: read into memory of its own, on huge pages",
     is_for_loader=True,
 )
+_DEFERRED = KwargSpec(
+    int, 0, help="of a decoded token's experts, that are added a layer later: faster and worse"
+)
 # The GPU reads these weights in place, so they may neither move nor be read from a file again.
 _RAM_LOAD = KwargSpec(
     str,
@@ -229,7 +232,7 @@ BACKENDS: dict[str, BackendSpec] = {
             ("Experts",),
             "hybrid_k2.backends.experts_cpu:ExpertsCpu",
             "routed experts by the CPU kernels on the stored blocks",
-            {"load": _LOAD},
+            {"load": _LOAD, "deferred_experts": _DEFERRED},
         ),
         BackendSpec(
             "experts_hybrid",
@@ -251,6 +254,7 @@ BACKENDS: dict[str, BackendSpec] = {
                 "bus_share": KwargSpec(
                     float, 0.0, help="of decode's experts, that the GPU reads in RAM over the bus"
                 ),
+                "deferred_experts": _DEFERRED,
             },
         ),
         BackendSpec(

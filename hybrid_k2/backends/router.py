@@ -61,6 +61,7 @@ class Router:
         published: torch.Tensor,
         step: torch.Tensor,
         gpu: "GpuHits | None" = None,
+        late: tuple[torch.Tensor, int] | None = None,
     ) -> None:
         """Chooses into mapped memory and then tells the CPU; on a GPU only.
 
@@ -79,6 +80,7 @@ class Router:
             scaling=self._config.routed_scaling_factor,
             normalise=self._config.norm_topk_prob,
             gpu=gpu,
+            late=late,
         )
 
 

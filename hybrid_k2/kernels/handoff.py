@@ -55,6 +55,7 @@ def _route_kernel(
     bus_offsets,  # [E] int64
     bus_ids,  # [B, K] int32
     num_on_bus,
+    late_ids,  # [B, K] int32
     num_tokens,
     num_experts,
     scaling,
@@ -66,6 +67,7 @@ def _route_kernel(
     TELLS: tl.constexpr,
     HAS_RESIDENTS: tl.constexpr,
     HAS_BUS: tl.constexpr,
+    NUM_LATE: tl.constexpr,
 ):
     experts = tl.arange(0, BLOCK_E)
     slots = tl.arange(0, BLOCK_K)
@@ -98,6 +100,12 @@ def _route_kernel(
             is_there = is_there & (slots >= TOP_K - taken)
             tl.store(bus_ids + to, tl.where(is_there, chosen, -1), mask=slots < SLOTS)
             chosen = tl.where(is_there, -1, chosen)
+        if NUM_LATE:  # those of least weight, of what is left
+            left = chosen >= 0
+            lighter = (chosen_scores[None, :] < chosen_scores[:, None]) & left[None, :]
+            is_late = left & (tl.sum(lighter.to(tl.int32), 1) < NUM_LATE)
+            tl.store(late_ids + to, tl.where(is_late, chosen, -1), mask=slots < SLOTS)
+            chosen = tl.where(is_late, -1, chosen)
         tl.store(expert_ids + to, chosen, mask=slots < SLOTS)
         tl.store(weights + to, chosen_scores * scaling, mask=slots < SLOTS)
     if TELLS:
@@ -131,6 +139,7 @@ def route_and_publish(
     scaling: float,
     normalise: bool,
     gpu: GpuHits | None = None,
+    late: tuple[torch.Tensor, int] | None = None,
 ) -> None:
     """Writes each token's experts and weights, then sets `flag` to `step`.
 
@@ -139,8 +148,10 @@ def route_and_publish(
 
     logits: [B, E] float32.  bias: [E] float32.  expert_ids: [B, K] int32 and weights: [B, K]
     float32, pinned; beyond the first top_k they become -1 and 0.  flag: int32, pinned.  step: int32
-    [1] on the device.  gpu: where the GPU has a part, whose ids the pinned ones then lack.
+    [1] on the device.  gpu: where the GPU has a part, whose ids the pinned ones then lack, as they
+    lack late ones: of each token's as many as late's number, the lightest, go to its [B, K] int32.
     """
+    late_ids, num_late = late or (None, 0)
     resident_offsets, resident_ids = (gpu and gpu.resident) or (None, None)
     bus_offsets, bus_ids = (gpu and gpu.bus) or (None, None)
     num_tokens, num_experts = logits.shape
@@ -158,6 +169,7 @@ def route_and_publish(
         bus_offsets,
         bus_ids,
         gpu.num_on_bus if gpu else 0,
+        late_ids,
         num_tokens,
         num_experts,
         scaling,
@@ -169,6 +181,36 @@ def route_and_publish(
         TELLS=flag is not None,
         HAS_RESIDENTS=resident_offsets is not None,
         HAS_BUS=bus_offsets is not None,
+        NUM_LATE=num_late,
+        num_warps=4,
+    )
+
+
+@triton.jit
+def _publish_kernel(
+    ids, expert_ids, flag, step_ptr, size, BLOCK: tl.constexpr, TELLS: tl.constexpr
+):
+    part = tl.arange(0, BLOCK)
+    tl.store(expert_ids + part, tl.load(ids + part, mask=part < size), mask=part < size)
+    if TELLS:
+        _tell(flag, tl.load(step_ptr))
+
+
+def publish(
+    ids: torch.Tensor,
+    expert_ids: torch.Tensor,
+    flag: torch.Tensor | None = None,
+    step: torch.Tensor | None = None,
+) -> None:
+    """Replaces the ids that route_and_publish wrote, its weights stay; then sets `flag`.
+
+    ids: [B, K] int32 on the device.  expert_ids: [B, K] int32, pinned.
+    """
+    size = ids.numel()
+    _publish_kernel[(1,)](
+        *(ids, expert_ids, flag, step, size),
+        BLOCK=triton.next_power_of_2(size),
+        TELLS=flag is not None,
         num_warps=4,
     )
 

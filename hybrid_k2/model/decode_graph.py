@@ -139,6 +139,7 @@ class DecodeGraphs:
         number, positions, lengths, block_table = step.split(inputs)
         at = DecodePositions(block_table, positions, lengths, self._inv_freq, self._rope_factor)
         added: torch.Tensor | None = None  # what h lacks yet
+        owing: int | None = None  # the layer whose deferred experts are under way
         rows = slice(0, h.shape[0])
         for layer_idx in range(config.num_hidden_layers):
             name = f"model.layers.{layer_idx}"
@@ -150,18 +151,28 @@ class DecodeGraphs:
                 added = modules[f"{name}.mlp"](x)
                 continue
             handoff, moe_idx = self._handoff, layer_idx - config.first_k_dense_replace
+            deferred = None if owing is None else handoff.take_deferred(owing, h, number)
             x = post_norm.after_adding(h, attended, handoff.x[rows])
             experts = modules[f"{name}.mlp.experts"]
-            gpu = experts.gpu_hits(handoff.weights[rows].shape)
+            shape = handoff.weights[rows].shape
+            gpu, late = experts.gpu_hits(shape), None
+            if experts.deferred_experts:
+                ids = torch.empty(shape, dtype=torch.int32, device=device)
+                late = (ids, experts.deferred_experts)
             modules[f"{name}.mlp.gate"].publish(
                 *(x, handoff.expert_ids[rows], handoff.weights[rows]),
-                *(handoff.published[moe_idx], number, gpu),
+                *(handoff.published(moe_idx), number, gpu, late),
             )
             shared = modules[f"{name}.mlp.shared_experts"](x)
             if gpu is not None:
                 shared += experts.compute_hits(x, gpu)
+            if deferred is not None:
+                shared += deferred
             handoff.take_in(h, shared, moe_idx, number)
-            added = None
+            added, owing = None, None
+            if late is not None:
+                handoff.defer(late[0], moe_idx, number)
+                owing = moe_idx
         logits = modules["lm_head"](modules["model.norm"].after_adding(h, added))
         step.logits.copy_(logits, non_blocking=True)
 

@@ -71,9 +71,11 @@ class KimiK2:
         # Once a step: in a layer, the copy would queue behind experts that are sent ahead.
         devices = {layer.attention.device for layer in self._layers}
         rotations = {device: rotation.to(device) for device in devices}
-        h = self._embed_tokens(token_ids)  # [T, hidden]
+        is_decode = all(span.num_tokens == 1 for span in spans)
+        h, owed = self._embed_tokens(token_ids), None  # [T, hidden]
         for layer in self._layers:
-            h = layer(h, rotations[layer.attention.device], spans)
+            rotation = rotations[layer.attention.device]
+            h, owed = layer(h, rotation, spans, owed, may_defer=is_decode)
         for span in spans:
             span.cache.length += span.num_tokens
         return self._logits(h, spans)
@@ -109,27 +111,37 @@ def _positions(spans: Sequence[Span]) -> torch.Tensor:
 
 
 class DecoderLayer:
-    """h += attention(norm(h)); h += feed_forward(norm(h))."""
+    """h += attention(norm(h)); h += feed_forward(norm(h)) + what the layer before owes."""
 
     def __init__(self, config: K2Config, layer_idx: int, modules: Mapping[str, Any]) -> None:
         name = f"model.layers.{layer_idx}"
         self.attention = LatentAttention(config, layer_idx, modules)
         self._input_layernorm = modules[f"{name}.input_layernorm"]
         self._post_attention_layernorm = modules[f"{name}.post_attention_layernorm"]
-        if layer_idx < config.first_k_dense_replace:
-            self._feed_forward = modules[f"{name}.mlp"]
-        else:
-            self._feed_forward = MixtureOfExperts(f"{name}.mlp", modules)
+        is_dense = layer_idx < config.first_k_dense_replace
+        self._feed_forward = modules[f"{name}.mlp"] if is_dense else None
+        self._experts = None if is_dense else MixtureOfExperts(f"{name}.mlp", modules)
 
     def __call__(
-        self, h: torch.Tensor, rotation: torch.Tensor, spans: Sequence[Span]
-    ) -> torch.Tensor:
-        """h: [T, hidden], the spans' tokens one after another. Returns it on the attention's
-        device.
+        self,
+        h: torch.Tensor,
+        rotation: torch.Tensor,
+        spans: Sequence[Span],
+        owed: torch.Tensor | None = None,
+        *,
+        may_defer: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """h: [T, hidden], the spans' tokens one after another.  owed: what the layer before left to
+        this one. Returns h on the attention's device, and what this one leaves to the next.
         """
         h = h.to(self.attention.device)
         h = h + self.attention(self._input_layernorm(h), rotation, spans).to(h.device)
-        return h + self._feed_forward(self._post_attention_layernorm(h)).to(h.device)
+        x = self._post_attention_layernorm(h)
+        if self._experts is None:
+            return h + self._feed_forward(x).to(h.device), None
+        y, left = self._experts(x, may_defer)
+        h = h + y.to(h.device)
+        return (h if owed is None else h + owed.to(h.device)), left
 
 
 class LatentAttention:
@@ -197,9 +209,30 @@ class MixtureOfExperts:
         self._experts = modules[f"{name}.experts"]
         self._shared_experts = modules[f"{name}.shared_experts"]
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """x: [T, hidden], normalised. Returns [T, hidden]."""
+    def __call__(
+        self, x: torch.Tensor, may_defer: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """x: [T, hidden], normalised. Returns [T, hidden], and what the next layer adds of it."""
         expert_ids, weights = self._router(x)
+        late_ids = None
+        if may_defer and self._experts.deferred_experts:
+            expert_ids, late_ids = _deferred(expert_ids, weights, self._experts.deferred_experts)
         slot = self._experts.submit(x, expert_ids, weights)
         shared = self._shared_experts(x)
-        return shared + self._experts.sync(slot).to(shared.device)
+        y = shared + self._experts.sync(slot).to(shared.device)
+        if late_ids is None:
+            return y, None
+        return y, self._experts.sync(self._experts.submit(x, late_ids, weights))
+
+
+def _deferred(
+    expert_ids: torch.Tensor, weights: torch.Tensor, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each token's ids without the `count` of least weight, and only those; [T, K], -1 elsewhere.
+
+    The CPU so has work while a GPU does the next layer's attention (KTransformers' expert deferral,
+    SOSP 2025); decode_graph.py is where that saves time.
+    """
+    lightest = weights.topk(min(count, weights.shape[-1]), dim=-1, largest=False).indices
+    is_late = torch.zeros_like(weights, dtype=torch.bool).scatter_(-1, lightest, True)
+    return expert_ids.masked_fill(is_late, -1), expert_ids.masked_fill(~is_late, -1)

@@ -52,17 +52,24 @@ class PagePool(PageAllocator):
     def read_pages(self, page_ids: Sequence[int]) -> torch.Tensor:
         """The bytes of pages, one layer after another: uint8 [n, page_bytes] on the CPU."""
         data = torch.empty(len(page_ids), self.page_bytes, dtype=torch.uint8)
-        for pages, columns in zip(self.pages, self._columns(), strict=True):
-            index = torch.tensor(page_ids, dtype=torch.int64, device=pages.device)
-            data[:, columns] = pages[index].view(torch.uint8).flatten(1).cpu()
+        for page, row in self._parts(page_ids, data):
+            row.copy_(page)
         return data
 
     def write_pages(self, page_ids: Sequence[int], data: torch.Tensor) -> None:
         """Fills pages with what read_pages gave.  data: uint8 [n, page_bytes] on the CPU."""
+        for page, row in self._parts(page_ids, data):
+            page.copy_(row)
+
+    def _parts(
+        self, page_ids: Sequence[int], data: torch.Tensor
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Each layer's bytes of each page, and their place in the page's row of data. Copied one by
+        one: indexing with a list of pages copies a number at a time, at 0.7 GB/s.
+        """
         for pages, columns in zip(self.pages, self._columns(), strict=True):
-            index = torch.tensor(page_ids, dtype=torch.int64, device=pages.device)
-            values = data[:, columns].contiguous().view(pages.dtype)
-            pages[index] = values.view(-1, *pages.shape[1:]).to(pages.device)
+            for page_id, row in zip(page_ids, data[:, columns], strict=True):
+                yield pages[page_id].view(torch.uint8).flatten(), row
 
     def _columns(self) -> Iterator[slice]:
         """Where each layer lies in a page's bytes."""

@@ -102,6 +102,32 @@ def test_captured_decode_gives_the_logits_of_the_cpu(models, lengths):
             cache.release()
 
 
+@pytest.mark.parametrize("num_sequences", [1, 3])
+def test_captured_decode_defers_as_the_cpu_does(kernels, num_sequences):
+    deferring = {"deferred_experts": 2}
+    exact, on_cpu, on_gpu = (
+        KimiK2(CONFIG, synthetic_modules(CONFIG, placement, RUNTIME, kernels), NUM_PAGES)
+        for placement in (
+            Placement("cpu"),
+            Placement("cpu", experts_kwargs=deferring),
+            Placement("cuda:0", experts="experts_hybrid", experts_kwargs=deferring),
+        )
+    )
+    rng = np.random.default_rng(num_sequences)
+    prompts = [rng.integers(0, 512, 20 + i).tolist() for i in range(num_sequences)]
+    caches = [read(model, prompts) for model in (exact, on_cpu, on_gpu)]
+    for _ in range(4):
+        token_ids = rng.integers(0, 512, num_sequences).tolist()
+        expected, deferred, captured = (
+            torch.cat(
+                model.forward([Span(c, [i], "last") for c, i in zip(held, token_ids, strict=True)])
+            )
+            for model, held in zip((exact, on_cpu, on_gpu), caches, strict=True)
+        )
+        assert difference(captured, deferred) < 0.25 * difference(expected, deferred)
+    assert num_sequences in on_gpu.decode_graphs.sizes
+
+
 def test_a_captured_step_repeats_itself_exactly(models):
     model = models[1]
     (cache,) = read(model, [list(range(100))])

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 pytest.importorskip("triton", reason="triton is not installed")
 
 from hybrid_k2.backends.router import route
-from hybrid_k2.kernels.handoff import GpuHits, add_and_norm, route_and_publish
+from hybrid_k2.kernels.handoff import GpuHits, add_and_norm, publish, route_and_publish
 from hybrid_k2.kernels.host_memory import fetch
 
 
@@ -42,8 +42,12 @@ def test_experts_are_chosen_as_the_router_does(device, num_experts, top_k, slots
         assert got == pytest.approx(want, rel=1e-5)
 
 
-@pytest.mark.parametrize(("has_residents", "num_on_bus"), [(True, 0), (False, 5), (True, 7)])
-def test_every_hit_is_the_gpus_or_the_cpus(device, has_residents, num_on_bus):
+@pytest.mark.parametrize(
+    ("has_residents", "num_on_bus", "num_late"), [(True, 0, 0), (False, 5, 2), (True, 7, 3)]
+)
+def test_every_hit_is_the_gpus_or_the_cpus_now_or_later(
+    device, has_residents, num_on_bus, num_late
+):
     tokens, num_experts, top_k = 3, 40, 8
     generator = torch.Generator().manual_seed(2)
     logits = torch.randn(tokens, num_experts, generator=generator)
@@ -58,17 +62,20 @@ def test_every_hit_is_the_gpus_or_the_cpus(device, has_residents, num_on_bus):
         for offsets, wanted in [(in_vram, has_residents), (in_reach, num_on_bus)]
     ]
     gpu = GpuHits(torch.zeros(tokens, top_k, device=device), *tables, num_on_bus)
+    late = torch.full_like(ids, -1, device=device)
     route_and_publish(
         *(logits.to(device), torch.zeros(num_experts, device=device), ids, weights),
         top_k=top_k,
         scaling=2.5,
         normalise=True,
         gpu=gpu,
+        late=(late, num_late) if num_late else None,
     )
+    late = late.cpu()
     none = torch.full_like(ids, -1)
     resident, bus = (table[1].cpu() if table else none for table in (gpu.resident, gpu.bus))
-    assert ((ids >= 0).int() + (resident >= 0) + (bus >= 0) == 1).all()
-    taken = torch.stack([ids, resident, bus]).amax(0)
+    assert ((ids >= 0).int() + (late >= 0) + (resident >= 0) + (bus >= 0) == 1).all()
+    taken = torch.stack([ids, late, resident, bus]).amax(0)
     assert torch.equal(taken.sort().values, chosen.sort().values)
     want = dict(zip(chosen[2].tolist(), expected[2].tolist(), strict=True))
     assert dict(zip(taken[2].tolist(), gpu.weights[2].tolist(), strict=True)) == pytest.approx(want)
@@ -79,6 +86,19 @@ def test_every_hit_is_the_gpus_or_the_cpus(device, has_residents, num_on_bus):
         wanted = (torch.arange(top_k) >= top_k - share) & (others < 0) & (all_ids < 30)
         assert torch.equal(row >= 0, wanted)
     assert num_on_bus == 0 or (bus >= 0).any()
+    for row, of_cpu, heft in zip(late >= 0, (ids >= 0) | (late >= 0), weights, strict=True):
+        assert row.sum() == min(num_late, of_cpu.sum())
+        early = heft[of_cpu & ~row]
+        assert not len(early) or not row.any() or heft[row].max() <= early.min()
+
+
+def test_ids_are_replaced_and_weights_stay(device):
+    ids = torch.arange(6, dtype=torch.int32).view(2, 3)
+    host_ids = pinned(torch.zeros(2, 3, dtype=torch.int32))
+    publish(ids.to(device), host_ids)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    assert torch.equal(host_ids, ids)
 
 
 @pytest.mark.parametrize("size", [256, 7168])
