@@ -45,7 +45,7 @@ class ExpertsCpu:
         """
         if deferred_experts:
             most = context.config.num_experts_per_tok
-            if not 0 < deferred_experts < most:
+            if deferred_experts >= most:
                 raise BadInputError(
                     f"deferred_experts: {deferred_experts}, expected 0 to {most - 1}: a token has "
                     f"{most} experts, and one at least counts in its layer"

@@ -130,7 +130,7 @@ class ExpertsHybrid(ExpertsCpu):
         the experts of a captured step, that the GPU reads where they lie in host memory.
         deferred_experts: as in ExpertsCpu.
         """
-        if not 0 <= bus_share <= 1:
+        if bus_share > 1:
             raise BadInputError(f"experts_hybrid: bus_share: {bus_share}, expected 0 to 1")
         super().__init__(tensors, context, deferred_experts)
         self.gpu = torch.device(device)

@@ -6,6 +6,7 @@ file is imported when one is created. Knows nothing of rule files or of how a ba
 """
 
 import importlib
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -44,11 +45,17 @@ class KwargSpec:
         """What a value may be, in words: the end of an error message."""
         if self.choices:
             return "one of " + ", ".join(map(str, self.choices))
-        return self.help if self.pattern else f"a {self.type.__name__}"
+        if self.pattern:
+            return self.help
+        return {int: "an int of 0 or more", float: "a float of 0 or more"}[self.type]
 
     def accepts(self, value: Any) -> bool:
-        """True where `value` has exactly the type (a bool is no int) and is allowed."""
+        """True where `value` has exactly the type (a bool is no int) and is allowed; no number may
+        be negative.
+        """
         if type(value) is not self.type and (self.type, type(value)) != (float, int):
+            return False
+        if self.type in (int, float) and not 0 <= value < math.inf:
             return False
         if self.pattern and not re.fullmatch(self.pattern, value):
             return False

@@ -29,7 +29,7 @@ class Router:
         time, and quality: `hybrid-k2 perplexity` measures how much.
         """
         most = context.config.num_experts_per_tok
-        if not 0 <= top_k <= most:
+        if top_k > most:
             raise BadInputError(f"router: top_k: {top_k}, expected 0 to the model's {most}")
         self._top_k = top_k or most
         self.device = torch.device(device)
