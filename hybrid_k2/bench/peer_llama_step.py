@@ -229,8 +229,7 @@ def _tensors(
     config: K2Config, placement: Placement
 ) -> Iterator[tuple[str, tuple[int, ...], QuantFormat]]:
     for name, shape in tensor_shapes(config, latent_heads=True):
-        quant = placement.expert_quant if ".mlp.experts." in name else placement.dense_quant
-        yield name, shape, by_name("F32" if "norm" in name or ".mlp.gate." in name else quant)
+        yield name, shape, by_name(placement.quant(name))
 
 
 def _write(path: Path, config: K2Config, placement: Placement) -> None:
@@ -255,9 +254,7 @@ def _write(path: Path, config: K2Config, placement: Placement) -> None:
     with path.open("ab") as file:
         file.write(bytes(-file.tell() % _ALIGNMENT))
         for name, shape, form in tensors:
-            std = 1.0 if name == "model.embed_tokens.weight" else shape[-1] ** -0.5
-            if len(shape) == 1:
-                std = placement.skew
+            std = placement.spread(name, shape)
             num_blocks = prod(shape) // form.block_size
             in_pattern = min(num_blocks, _PATTERN_BYTES // form.block_bytes)
             pattern = random_blocks(rng, form, in_pattern, std).reshape(-1).view(np.uint8)

@@ -6,7 +6,7 @@ as what the layers add, so that tokens differ and are routed differently. Knows 
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,8 @@ from hybrid_k2.backends import registry
 from hybrid_k2.backends.context import BackendContext
 from hybrid_k2.backends.cpu_kernels import CpuKernels
 from hybrid_k2.backends.weight_memory import allocate
+from hybrid_k2.checkpoint.gguf_writer import tensor_shapes
+from hybrid_k2.checkpoint.modules import build_modules
 from hybrid_k2.config import K2Config, RuntimeConfig, YarnConfig
 from hybrid_k2.quant import by_name
 from hybrid_k2.quant.random_blocks import random_blocks
@@ -68,6 +70,18 @@ class Placement:
     skew: float = 0.01
     top_k: int = 0
 
+    def quant(self, name: str) -> str:
+        """The format of a tensor."""
+        if "norm" in name or ".mlp.gate." in name:
+            return "F32"
+        return self.expert_quant if ".mlp.experts." in name else self.dense_quant
+
+    def spread(self, name: str, shape: tuple[int, ...]) -> float:
+        """Standard deviation of a tensor's weights; matrices keep the variance of their input."""
+        if name == "model.embed_tokens.weight":
+            return 1.0
+        return self.skew if len(shape) == 1 else shape[-1] ** -0.5
+
 
 def experts_bytes(config: K2Config, quant: str) -> int:
     """Stored bytes of the routed experts of one layer."""
@@ -80,35 +94,32 @@ def synthetic_modules(
 ) -> dict[str, Any]:
     """Every module of the model by name, as engine.loader makes them from a file."""
     rng = np.random.Generator(np.random.SFC64(1))
+    tensors = {
+        name: _tensor(rng, placement.quant(name), shape, placement.spread(name, shape))
+        for name, shape in tensor_shapes(config, latent_heads=True)
+    }
+    for name, tensor in tensors.items():
+        if "norm" in name:
+            tensor.data.view(np.float32)[:] = 1.0
     modules: dict[str, Any] = {}
     shared: dict[str, Any] = {}
-    for name, module_class, layer_idx, shapes in _modules(config):
-        quant = placement.expert_quant if module_class == "Experts" else placement.dense_quant
-        if module_class in ("Norm", "Router"):
-            quant = "F32"
-        spread = {"Embedding": 1.0}.get(module_class)
-        tensors = {
-            key: _tensor(rng, quant, shape, spread if len(shape) > 1 else placement.skew)
-            for key, shape in shapes.items()
-        }
-        if module_class == "Norm":
-            tensors["weight"].data.view(np.float32)[:] = 1.0
-        backend, kwargs = registry.default_placement(module_class, placement.device)
-        if module_class == "Router":
+    for spec in build_modules(config, tensors):
+        backend, kwargs = registry.default_placement(spec.module_class, placement.device)
+        if spec.module_class == "Router":
             kwargs = kwargs | {"top_k": placement.top_k}
-        if module_class == "Experts":
+        if spec.module_class == "Experts":
             backend, kwargs = placement.experts, placement.experts_kwargs or {}
-        context = BackendContext(config, runtime, kernels, layer_idx, shared)
-        modules[name] = registry.create(backend, module_class, tensors, context, kwargs)
+        context = BackendContext(config, runtime, kernels, spec.layer_idx, shared)
+        modules[spec.name] = registry.create(
+            backend, spec.module_class, spec.tensors, context, kwargs
+        )
     return modules
 
 
 def _tensor(
-    rng: np.random.Generator, quant: str, shape: tuple[int, ...], std: float | None
+    rng: np.random.Generator, quant: str, shape: tuple[int, ...], std: float
 ) -> StoredTensor:
-    """Weights of standard deviation `std`, or such that they keep the variance of their input."""
     form = by_name(quant)
-    std = std or shape[-1] ** -0.5
     num_bytes = form.num_bytes(math.prod(shape))
     data = allocate(num_bytes, registry.RAM_HUGE)
     pattern_bytes = num_bytes // shape[0] if len(shape) == 3 else num_bytes  # whole experts
@@ -123,53 +134,3 @@ def _tensor(
     with ThreadPoolExecutor(_COPY_THREADS) as pool:
         list(pool.map(fill, range(0, num_bytes, pattern_bytes)))
     return StoredTensor("synthetic", form, shape, data)
-
-
-Shapes = dict[str, tuple[int, ...]]
-
-
-def _modules(config: K2Config) -> Iterator[tuple[str, str, int | None, Shapes]]:
-    """(name, class, layer, shapes of its tensors) in the model's order."""
-    hidden, heads, rank = config.hidden_size, config.num_attention_heads, config.kv_lora_rank
-    nope, value = config.qk_nope_head_dim, config.v_head_dim
-    yield "model.embed_tokens", "Embedding", None, {"weight": (config.vocab_size, hidden)}
-    for layer_idx in range(config.num_hidden_layers):
-        name = f"model.layers.{layer_idx}"
-        linears = {
-            "q_a_proj": (config.q_lora_rank, hidden),
-            "q_b_proj": (heads * config.qk_head_dim, config.q_lora_rank),
-            "kv_a_proj_with_mqa": (config.latent_dim, hidden),
-            "o_proj": (hidden, heads * value),
-        }
-        norms = {
-            "input_layernorm": hidden,
-            "post_attention_layernorm": hidden,
-            "self_attn.q_a_layernorm": config.q_lora_rank,
-            "self_attn.kv_a_layernorm": rank,
-        }
-        for key, shape in linears.items():
-            yield f"{name}.self_attn.{key}", "Linear", layer_idx, {"weight": shape}
-        for key, size in norms.items():
-            yield f"{name}.{key}", "Norm", layer_idx, {"weight": (size,)}
-        latent = {"k_b_proj": (heads, rank, nope), "v_b_proj": (heads, value, rank)}
-        yield f"{name}.self_attn", "Attention", layer_idx, latent
-        if layer_idx < config.first_k_dense_replace:
-            yield f"{name}.mlp", "MLP", layer_idx, _mlp(hidden, config.intermediate_size)
-            continue
-        count, width = config.n_routed_experts, config.moe_intermediate_size
-        router = {"weight": (count, hidden), "e_score_correction_bias": (count,)}
-        yield f"{name}.mlp.gate", "Router", layer_idx, router
-        shared = _mlp(hidden, width * config.n_shared_experts)
-        yield f"{name}.mlp.shared_experts", "MLP", layer_idx, shared
-        stacked = {key: (count, *shape) for key, shape in _mlp(hidden, width).items()}
-        yield f"{name}.mlp.experts", "Experts", layer_idx, stacked
-    yield "model.norm", "Norm", None, {"weight": (hidden,)}
-    yield "lm_head", "Linear", None, {"weight": (config.vocab_size, hidden)}
-
-
-def _mlp(hidden: int, width: int) -> Shapes:
-    return {
-        "gate_proj": (width, hidden),
-        "up_proj": (width, hidden),
-        "down_proj": (hidden, width),
-    }
