@@ -17,7 +17,6 @@ from hybrid_k2.model.pages import PAGE_TOKENS, OutOfPages, pages_of
 
 # Pages fetched from RAM or disk in one step: 8K tokens, for which other answers wait 0.1-0.3 s.
 _FETCH_PAGES = 128
-_COPY_PAGES = 16  # copied to a GPU at once: few calls, and little memory beside the pages
 
 
 class _Node:
@@ -276,16 +275,11 @@ class PrefixCache:
 
     def _fetch(self, ids: np.ndarray, first: int, cache: Any, salt: str) -> tuple[str, int]:
         """Fills pages from page `first` on; returns from where and how many."""
-        import torch
-
         nodes = self._path(ids, salt)[first : first + _FETCH_PAGES]
         in_ram = [node.ram for node in nodes if node.is_whole and node.ram is not None]
         if in_ram:  # its copies are held here: making room may drop their nodes
             self.reserve(cache, (first + len(in_ram)) * PAGE_TOKENS)
-            for start in range(0, len(in_ram), _COPY_PAGES):
-                data = in_ram[start : start + _COPY_PAGES]
-                page_ids = cache.page_ids[first + start :][: len(data)]
-                self._pool.write_pages(page_ids, torch.stack(data))
+            self._pool.write_pages(cache.page_ids[first : first + len(in_ram)], in_ram)
             return "ram", len(in_ram)
         if self._disk is None or (run := self._disk.find(ids, first, salt)) is None:
             return "disk", 0
@@ -307,11 +301,9 @@ class PrefixCache:
                 victims.append(node)
                 if len(victims) == num_pages:
                     break
-        whole = [node for node in victims if node.is_whole and self._ram_pages]
-        if whole:
-            data = self._pool.read_pages([node.page_id for node in whole])
-            for node, row in zip(whole, data, strict=True):
-                node.ram = row.clone()
+        for node in victims:
+            if node.is_whole and self._ram_pages:
+                [node.ram] = self._pool.read_pages([node.page_id])
                 self._in_ram[node] = None
         self._give_back(victims)
         for node in victims:

@@ -6,7 +6,7 @@ common prefix are shared, and one that is written to is copied first. Knows noth
 nor of who shares what and why.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
@@ -56,20 +56,20 @@ class PagePool(PageAllocator):
             row.copy_(page)
         return data
 
-    def write_pages(self, page_ids: Sequence[int], data: torch.Tensor) -> None:
-        """Fills pages with what read_pages gave.  data: uint8 [n, page_bytes] on the CPU."""
-        for page, row in self._parts(page_ids, data):
+    def write_pages(self, page_ids: Sequence[int], rows: Iterable[torch.Tensor]) -> None:
+        """Fills pages with what read_pages gave.  rows: a page's bytes each, uint8 [page_bytes]."""
+        for page, row in self._parts(page_ids, rows):
             page.copy_(row)
 
     def _parts(
-        self, page_ids: Sequence[int], data: torch.Tensor
+        self, page_ids: Sequence[int], rows: Iterable[torch.Tensor]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Each layer's bytes of each page, and their place in the page's row of data. Copied one by
-        one: indexing with a list of pages copies a number at a time, at 0.7 GB/s.
+        """Each layer's bytes of each page, and their place in the page's row. Copied one by one:
+        indexing with a list of pages copies a number at a time, at 0.7 GB/s.
         """
-        for pages, columns in zip(self.pages, self._columns(), strict=True):
-            for page_id, row in zip(page_ids, data[:, columns], strict=True):
-                yield pages[page_id].view(torch.uint8).flatten(), row
+        for page_id, row in zip(page_ids, rows, strict=True):
+            for pages, columns in zip(self.pages, self._columns(), strict=True):
+                yield pages[page_id].view(torch.uint8).flatten(), row[columns]
 
     def _columns(self) -> Iterator[slice]:
         """Where each layer lies in a page's bytes."""
