@@ -32,6 +32,7 @@ class ExpertsSlot:
 
 class ExpertsCpu:
     device = torch.device("cpu")
+    on_bus: Any = None  # a table of them in host memory, where a GPU can read it
 
     def __init__(
         self,
@@ -75,9 +76,9 @@ class ExpertsCpu:
             copied.record()
         return ExpertsSlot(host_x, host_ids, host_weights, x.device, routed, copied)
 
-    def gpu_hits(self, shape: tuple[int, ...]) -> Any:
+    def gpu_hits(self, shape: tuple[int, ...], bus_hits: torch.Tensor) -> Any:
         """The GPU's part of a captured step with so many [tokens, experts of each], a
-        kernels.handoff.GpuHits; None where all are the CPU's.
+        kernels.handoff.GpuHits; None where all are the CPU's.  bus_hits: as there.
         """
         return None
 

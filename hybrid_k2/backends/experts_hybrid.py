@@ -7,7 +7,6 @@ of the next runs, experts of the next are sent ahead. Owns the order of work of 
 """
 
 import logging
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +27,7 @@ from hybrid_k2.backends.prefill_split import PrefillSplit
 from hybrid_k2.backends.registry import stays_stored
 from hybrid_k2.backends.routing_statistics import SHARED_KEY, RoutingStatistics
 from hybrid_k2.backends.vram import launching_on
-from hybrid_k2.errors import BadInputError, PlanError
+from hybrid_k2.errors import PlanError
 from hybrid_k2.quant.stored import StoredTensor
 
 if TYPE_CHECKING:
@@ -121,17 +120,15 @@ class ExpertsHybrid(ExpertsCpu):
         stream_mb: int = 1000,
         gpu_experts: int = 0,
         gpu_experts_mb: int = 0,
-        bus_share: float = 0.0,
+        over_bus: bool = True,
         deferred_experts: int = 0,
     ) -> None:
         """stream_mb: VRAM for experts on their way, in 10^6 bytes, for all layers together.
         gpu_experts: of each layer that stay in VRAM, those that prompts use most; the CPU has them
-        too.  gpu_experts_mb: VRAM for them in all layers together, if that is more.  bus_share: of
-        the experts of a captured step, that the GPU reads where they lie in host memory.
-        deferred_experts: as in ExpertsCpu.
+        too.  gpu_experts_mb: VRAM for them in all layers together, if that is more.  over_bus: of a
+        captured step the GPU may compute some where they lie in host memory.  deferred_experts: as
+        in ExpertsCpu.
         """
-        if bus_share > 1:
-            raise BadInputError(f"experts_hybrid: bus_share: {bus_share}, expected 0 to 1")
         super().__init__(tensors, context, deferred_experts)
         self.gpu = torch.device(device)
         matrices = [tensors[name] for name in ("gate_proj", "up_proj", "down_proj")]
@@ -170,10 +167,9 @@ class ExpertsHybrid(ExpertsCpu):
             self.resident = ResidentExperts(matrices, gpu_experts, self.gpu, counts)
             for expert in self._hottest[:gpu_experts].tolist():
                 self.resident.adopt(expert, self._groups.stored(expert))
-        self._bus_share = bus_share
-        self._on_bus = None
-        if bus_share and self._can_stream.any():
-            self._on_bus = _in_host_memory(matrices, self._can_stream, self.gpu)
+        self.on_bus = None
+        if over_bus and self._can_stream.any():
+            self.on_bus = _in_host_memory(matrices, self._can_stream, self.gpu)
 
     def submit(
         self, x: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
@@ -190,18 +186,17 @@ class ExpertsHybrid(ExpertsCpu):
         with launching_on(self.gpu):
             return self._on_both(slot)
 
-    def gpu_hits(self, shape: tuple[int, ...]) -> "GpuHits | None":
-        if self.resident is None and self._on_bus is None:
+    def gpu_hits(self, shape: tuple[int, ...], bus_hits: torch.Tensor) -> "GpuHits | None":
+        if self.resident is None and self.on_bus is None:
             return None
         from hybrid_k2.kernels.handoff import GpuHits
 
-        tables = (self.resident and self.resident.table, self._on_bus)
+        tables = (self.resident and self.resident.table, self.on_bus)
         resident, bus = (
             table and (table.gate.offsets, torch.empty(shape, dtype=torch.int32, device=self.gpu))
             for table in tables
         )
-        num_on_bus = round(self._bus_share * math.prod(shape))
-        return GpuHits(torch.empty(shape, device=self.gpu), resident, bus, num_on_bus)
+        return GpuHits(torch.empty(shape, device=self.gpu), resident, bus, bus_hits)
 
     def compute_hits(self, x: torch.Tensor, hits: "GpuHits") -> torch.Tensor:
         """What the GPU's part of a step adds, [T, hidden] float32; can be captured."""
@@ -211,7 +206,7 @@ class ExpertsHybrid(ExpertsCpu):
         if hits.resident is not None:
             y = grouped_experts(x, hits.resident[1], hits.weights, self.resident.table)
         if hits.bus is not None:
-            of_bus = grouped_experts(x, hits.bus[1], hits.weights, self._on_bus)
+            of_bus = grouped_experts(x, hits.bus[1], hits.weights, self.on_bus)
             y = of_bus if y is None else y.add_(of_bus)
         return y
 
@@ -392,7 +387,7 @@ def _in_host_memory(
 
     expert_bytes = [tensor.num_bytes // len(can_stream) for tensor in tensors]
     if tensors[0].quant is not tensors[1].quant or any(size % 16 for size in expert_bytes):
-        log.warning("bus_share: the GPU's kernels cannot read these experts in place")
+        log.info("decode: the GPU cannot read these experts in place: all are the CPU's")
         return None
     matrices = []
     for tensor, size in zip(tensors, expert_bytes, strict=True):

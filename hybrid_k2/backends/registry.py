@@ -47,7 +47,8 @@ class KwargSpec:
             return "one of " + ", ".join(map(str, self.choices))
         if self.pattern:
             return self.help
-        return {int: "an int of 0 or more", float: "a float of 0 or more"}[self.type]
+        names = {int: "an int of 0 or more", float: "a float of 0 or more", bool: "true or false"}
+        return names[self.type]
 
     def accepts(self, value: Any) -> bool:
         """True where `value` has exactly the type (a bool is no int) and is allowed; no number may
@@ -258,8 +259,10 @@ BACKENDS: dict[str, BackendSpec] = {
                 "gpu_experts_mb": KwargSpec(
                     int, 0, help="MB of VRAM for them, all layers together, if that holds more"
                 ),
-                "bus_share": KwargSpec(
-                    float, 0.0, help="of decode's experts, that the GPU reads in RAM over the bus"
+                "over_bus": KwargSpec(
+                    bool,
+                    True,
+                    help="in decode the GPU computes some experts from RAM, over the bus",
                 ),
                 "deferred_experts": _DEFERRED,
             },

@@ -54,7 +54,7 @@ def _route_kernel(
     resident_ids,  # [B, K] int32
     bus_offsets,  # [E] int64
     bus_ids,  # [B, K] int32
-    num_on_bus,
+    bus_hits,  # int32
     late_ids,  # [B, K] int32
     num_tokens,
     num_experts,
@@ -95,7 +95,8 @@ def _route_kernel(
             tl.store(resident_ids + to, tl.where(is_there, chosen, -1), mask=slots < SLOTS)
             chosen = tl.where(is_there, -1, chosen)
         if HAS_BUS:  # the last of the token's choices, and as many as its share of all
-            taken = num_on_bus * (token + 1) // num_tokens - num_on_bus * token // num_tokens
+            hits = tl.load(bus_hits)
+            taken = hits * (token + 1) // num_tokens - hits * token // num_tokens
             is_there = tl.load(bus_offsets + tl.maximum(chosen, 0)) >= 0
             is_there = is_there & (slots >= TOP_K - taken)
             tl.store(bus_ids + to, tl.where(is_there, chosen, -1), mask=slots < SLOTS)
@@ -118,13 +119,13 @@ class GpuHits:
 
     weights: [B, K] float32, of all that were chosen.  resident, bus: offsets [E] int64 as in an
     ExpertTable's, -1 for those that are not there, and ids [B, K] int32, -1 for others': experts in
-    VRAM, and experts in host memory, of which it takes `num_on_bus` hits of those left.
+    VRAM, and experts in host memory, of which it takes so many hits as `bus_hits` says, int32 [1].
     """
 
     weights: torch.Tensor
     resident: tuple[torch.Tensor, torch.Tensor] | None = None
     bus: tuple[torch.Tensor, torch.Tensor] | None = None
-    num_on_bus: int = 0
+    bus_hits: torch.Tensor | None = None
 
 
 def route_and_publish(
@@ -168,7 +169,7 @@ def route_and_publish(
         resident_ids,
         bus_offsets,
         bus_ids,
-        gpu.num_on_bus if gpu else 0,
+        gpu and gpu.bus_hits,
         late_ids,
         num_tokens,
         num_experts,

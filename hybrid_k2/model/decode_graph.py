@@ -59,10 +59,12 @@ class DecodeGraphs:
         self._config, self._modules, self._pool = config, modules, pool
         self._device = modules["model.norm"].device
         moe_layers = range(config.first_k_dense_replace, config.num_hidden_layers)
-        experts = [modules[f"model.layers.{i}.mlp.experts"] for i in moe_layers]
-        self._handoff = ExpertsHandoff(config, experts, MAX_SEQUENCES, self._device)
+        self._experts = [modules[f"model.layers.{i}.mlp.experts"] for i in moe_layers]
+        self._handoff = ExpertsHandoff(config, self._experts, MAX_SEQUENCES, self._device)
         self._inv_freq = rope.inv_freq.to(self._device)
         self._rope_factor = rope.attention_factor
+        # Of a step's experts, that the GPU reads in RAM over the bus; None until it is measured.
+        self.bus_share: float | None = None
         self._memory_pool = torch.cuda.graph_pool_handle()
         self._steps: dict[int, _Step] = {}
 
@@ -87,16 +89,8 @@ class DecodeGraphs:
             step.positions[row] = span.cache.length
             step.lengths[row] = span.cache.length + 1
             step.block_table[row, : len(span.cache.page_ids)] = span.cache.page_ids
-        step.number[0] = self._handoff.begin()
-        stream = torch.cuda.current_stream(self._device)
-        try:
-            step.graph.replay()
-            self._handoff.serve(num_sequences)
-        except BaseException:  # Ctrl-C too: a step that nobody answers would wait for ever
-            self._handoff.release()
-            stream.synchronize()
-            raise
-        stream.synchronize()
+        step.bus_hits[0] = int(self.bus_share * self._num_hits(num_sequences))
+        self._replay(step, num_sequences)
         for span in spans:
             span.cache.length += 1
         logits = step.logits.clone()
@@ -107,7 +101,12 @@ class DecodeGraphs:
         every answer is there before it asks. For measuring; the tokens' rows in the cache are
         overwritten.
         """
-        step = self._steps[num_sequences]
+        return self._alone(self._steps[num_sequences])
+
+    def _num_hits(self, num_sequences: int) -> int:
+        return num_sequences * self._config.num_experts_per_tok
+
+    def _alone(self, step: "_Step") -> float:
         step.number[0] = self._handoff.begin()
         self._handoff.release()
         torch.cuda.synchronize(self._device)
@@ -115,6 +114,35 @@ class DecodeGraphs:
         step.graph.replay()
         torch.cuda.synchronize(self._device)
         return time.perf_counter() - started
+
+    def _replay(self, step: "_Step", num_sequences: int) -> float:
+        """Runs the step; returns the seconds that the CPU computed."""
+        step.number[0] = self._handoff.begin()
+        stream = torch.cuda.current_stream(self._device)
+        try:
+            step.graph.replay()
+            times = self._handoff.serve(num_sequences)
+        except BaseException:  # Ctrl-C too: a step that nobody answers would wait for ever
+            self._handoff.release()
+            stream.synchronize()
+            raise
+        stream.synchronize()
+        return float(times[:, 1].sum())
+
+    def _measured_share(self, step: "_Step", num_sequences: int) -> float:
+        """Such that the bus and the CPU take as long: a core reads less than its part of what
+        memory gives, and the bus is idle, so both together are faster (H200, 16 cores: 1.73 ms a
+        layer with 2 of 8 experts over the bus, 2.07 without). On random tokens that are nobody's.
+        """
+        step.h.normal_()
+        step.bus_hits[0] = 0
+        cpu_s = min(self._replay(step, num_sequences) for _ in range(2))
+        idle_s = min(self._alone(step) for _ in range(2))
+        step.bus_hits[0] = self._num_hits(num_sequences)
+        bus_s = min(self._alone(step) for _ in range(2)) - idle_s
+        share = cpu_s / (cpu_s + bus_s)
+        log.info("decode: %.0f%% of the experts are read over the bus", 100 * share)
+        return share
 
     def _capture(self, num_sequences: int) -> "_Step":
         step = _Step(self._config, num_sequences, self._pool.num_pages)
@@ -129,6 +157,9 @@ class DecodeGraphs:
             step.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(step.graph, pool=self._memory_pool, stream=side):
                 self._forward(step)
+        if self.bus_share is None:
+            uses_bus = any(experts.on_bus for experts in self._experts)
+            self.bus_share = self._measured_share(step, num_sequences) if uses_bus else 0.0
         log.info("captured decode of %d sequences", num_sequences)
         return step
 
@@ -136,7 +167,7 @@ class DecodeGraphs:
         config, modules, device = self._config, self._modules, self._device
         h = step.h.to(device, non_blocking=True)  # [B, hidden]
         inputs = step.inputs.to(device, non_blocking=True)
-        number, positions, lengths, block_table = step.split(inputs)
+        number, bus_hits, positions, lengths, block_table = step.split(inputs)
         at = DecodePositions(block_table, positions, lengths, self._inv_freq, self._rope_factor)
         added: torch.Tensor | None = None  # what h lacks yet
         owing: int | None = None  # the layer whose deferred experts are under way
@@ -155,7 +186,7 @@ class DecodeGraphs:
             x = post_norm.after_adding(h, attended, handoff.x[rows])
             experts = modules[f"{name}.mlp.experts"]
             shape = handoff.weights[rows].shape
-            gpu, late = experts.gpu_hits(shape), None
+            gpu, late = experts.gpu_hits(shape, bus_hits), None
             if experts.deferred_experts:
                 ids = torch.empty(shape, dtype=torch.int32, device=device)
                 late = (ids, experts.deferred_experts)
@@ -190,8 +221,8 @@ class DecodeGraphs:
 
 
 class _Step:
-    """Pinned inputs and outputs of one graph. `inputs`, in int32: the step's number, positions,
-    lengths, and a row of pages for each sequence.
+    """Pinned inputs and outputs of one graph. `inputs`, in int32: the step's number, how many hits
+    the GPU takes over the bus, positions, lengths, and a row of pages for each sequence.
     """
 
     graph: torch.cuda.CUDAGraph
@@ -200,14 +231,14 @@ class _Step:
         self._shape = num_sequences, max_pages
         self.h = torch.zeros(num_sequences, config.hidden_size, pin_memory=True)
         self.logits = torch.zeros(num_sequences, config.vocab_size, pin_memory=True)
-        size = 1 + num_sequences * (2 + max_pages)
+        size = 2 + num_sequences * (2 + max_pages)
         self.inputs = torch.zeros(size, dtype=torch.int32, pin_memory=True)
         parts = (part.numpy() for part in self.split(self.inputs))
-        self.number, self.positions, self.lengths, self.block_table = parts
+        self.number, self.bus_hits, self.positions, self.lengths, self.block_table = parts
         self.positions[:] = -1
 
     def split(self, inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Views of the number, positions, lengths and block table."""
+        """Views of the number, bus hits, positions, lengths and block table."""
         count, max_pages = self._shape
-        number, positions, lengths, table = inputs.split([1, count, count, count * max_pages])
-        return number, positions, lengths, table.view(count, max_pages)
+        *parts, table = inputs.split([1, 1, count, count, count * max_pages])
+        return *parts, table.view(count, max_pages)

@@ -56,18 +56,22 @@ def kernels():
 def models(kernels):
     """(CPU alone, GPU with the CPU's experts, with experts on both, and with some in VRAM too).
 
-    The last two also read some experts of a captured step over the bus.
+    The last two also read a share of a captured step's experts over the bus.
     """
     on_cpu = Placement("cpu")
     on_gpu = Placement("cuda:0")
-    on_both = Placement("cuda:0", experts="experts_hybrid", experts_kwargs={"bus_share": 0.5})
-    some = Placement(
-        "cuda:0", experts="experts_hybrid", experts_kwargs={"gpu_experts": 10, "bus_share": 0.3}
+    on_both = Placement(
+        "cuda:0",
+        experts="experts_hybrid",
     )
-    return tuple(
+    some = Placement("cuda:0", experts="experts_hybrid", experts_kwargs={"gpu_experts": 10})
+    made = tuple(
         KimiK2(CONFIG, synthetic_modules(CONFIG, placement, RUNTIME, kernels), NUM_PAGES)
         for placement in (on_cpu, on_gpu, on_both, some)
     )
+    for model, share in zip(made[2:], (0.5, 0.3), strict=True):
+        model.decode_graphs.bus_share = share
+    return made
 
 
 def difference(logits, expected):
@@ -126,6 +130,7 @@ def test_captured_decode_defers_as_the_cpu_does(kernels, num_sequences):
         )
         assert difference(captured, deferred) < 0.25 * difference(expected, deferred)
     assert num_sequences in on_gpu.decode_graphs.sizes
+    assert 0 < on_gpu.decode_graphs.bus_share < 1  # as measured
 
 
 def test_a_captured_step_repeats_itself_exactly(models):

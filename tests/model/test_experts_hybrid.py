@@ -21,7 +21,6 @@ from hybrid_k2.backends.expert_groups import GROUP
 from hybrid_k2.backends.prefill_split import ExpertCosts
 from hybrid_k2.backends.routing_statistics import SHARED_KEY, RoutingStatistics
 from hybrid_k2.config import RuntimeConfig
-from hybrid_k2.errors import BadInputError
 from hybrid_k2.quant import by_name
 from hybrid_k2.quant.random_blocks import random_blocks
 from hybrid_k2.quant.stored import StoredTensor
@@ -29,6 +28,7 @@ from hybrid_k2.quant.stored import StoredTensor
 EXPERTS, WIDTH, HIDDEN, TOKENS, TOP_K = 40, 64, 96, 48, 4
 TOLERANCE = 2**-6  # bfloat16 there, activations of 8 bits here
 RUNTIME = RuntimeConfig(num_threads=2)
+BUS_HITS = torch.zeros(1, dtype=torch.int32)
 
 
 class Event:
@@ -253,19 +253,20 @@ def test_the_plan_counts_the_bytes_of_experts_that_stay_in_vram(kwargs, held):
 
 
 @pytest.mark.usefixtures("pretended_gpu")
-@pytest.mark.parametrize(("gpu_experts", "bus_share"), [(6, 0.0), (0, 0.5), (6, 0.25)])
+@pytest.mark.parametrize(("gpu_experts", "over_bus"), [(6, False), (0, True), (6, True)])
 def test_a_captured_steps_experts_are_found_in_vram_and_in_host_memory(
-    gpu_experts, bus_share, monkeypatch
+    gpu_experts, over_bus, monkeypatch
 ):
     in_reach = np.arange(EXPERTS) < EXPERTS - 1  # the last one's page is another's too
     monkeypatch.setattr(experts_hybrid, "_registered_experts", lambda _: in_reach)
     rng = np.random.default_rng(5)
     context = BackendContext(SimpleNamespace(), RUNTIME, open_cpu_kernels(RUNTIME))
-    kwargs = {"gpu_experts": gpu_experts, "bus_share": bus_share}
+    kwargs = {"gpu_experts": gpu_experts, "over_bus": over_bus}
     on_cpu, on_both = layer(rng, ("Q4_0",) * 3, context, **kwargs)
     x, ids, weights = prompt(rng, 4)
-    hits = on_both.gpu_hits(ids.shape)
-    assert hits.num_on_bus == round(bus_share * ids.numel())
+    hits = on_both.gpu_hits(ids.shape, BUS_HITS)
+    assert (hits.resident is not None, hits.bus is not None) == (bool(gpu_experts), over_bus)
+    assert hits.bus_hits is BUS_HITS
     hits.weights.copy_(weights)
     taken = torch.zeros_like(ids, dtype=torch.bool)
     for part in (hits.resident, hits.bus):
@@ -284,14 +285,10 @@ def test_a_captured_steps_experts_are_found_in_vram_and_in_host_memory(
 @pytest.mark.usefixtures("pretended_gpu")
 def test_without_experts_of_its_own_the_gpu_has_no_part_in_a_captured_step():
     context = BackendContext(SimpleNamespace(), RUNTIME, open_cpu_kernels(RUNTIME))
-    _, on_both = layer(np.random.default_rng(6), ("Q4_0",) * 3, context)
-    assert on_both.gpu_hits((4, TOP_K)) is None
-
-
-@pytest.mark.parametrize("share", [1.01, 1.5])
-def test_a_share_of_the_bus_that_is_none_is_refused(share):
-    with pytest.raises(BadInputError, match=rf"bus_share: {share}, expected 0 to 1"):
-        experts_hybrid.ExpertsHybrid({}, None, "cpu", bus_share=share)
+    on_cpu, on_both = layer(np.random.default_rng(6), ("Q4_0",) * 3, context, over_bus=False)
+    _, mixed = layer(np.random.default_rng(6), ("Q4_0", "Q5_0", "Q4_0"), context)
+    for experts in (on_cpu, on_both, mixed):
+        assert experts.on_bus is None and experts.gpu_hits((4, TOP_K), BUS_HITS) is None
 
 
 @pytest.mark.usefixtures("pretended_gpu")

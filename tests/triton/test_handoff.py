@@ -61,7 +61,8 @@ def test_every_hit_is_the_gpus_or_the_cpus_now_or_later(
         (offsets.to(device), torch.full_like(ids, 7, device=device)) if wanted else None
         for offsets, wanted in [(in_vram, has_residents), (in_reach, num_on_bus)]
     ]
-    gpu = GpuHits(torch.zeros(tokens, top_k, device=device), *tables, num_on_bus)
+    bus_hits = torch.tensor([num_on_bus], dtype=torch.int32, device=device)
+    gpu = GpuHits(torch.zeros(tokens, top_k, device=device), *tables, bus_hits)
     late = torch.full_like(ids, -1, device=device)
     route_and_publish(
         *(logits.to(device), torch.zeros(num_experts, device=device), ids, weights),
