@@ -105,7 +105,7 @@ def dialogue(number: int, held_out: bool = False, pieces: Sequence[str] = ()) ->
     draw = Draw(f"{'held out' if held_out else 'train'} {number}", held_out, pieces)
     kind = draw.choices(
         ["tools", "about", "smalltalk", "puzzles", "knowledge", "world", "mixed", "recollection"],
-        [26, 24, 9, 13, 5, 8, 12, 3],
+        [22, 32, 8, 12, 4, 7, 12, 3],
     )[0]
     if kind == "tools":
         made = with_tools(draw)

@@ -121,8 +121,10 @@ class Topic:
 
         while True:
             text = as_typed(draw.mine(make), draw)
-            # What a slot holds is to be copied, so nothing may happen to it.
-            text = text if bound or draw.held_out else as_people_type(text, draw)
+            if not draw.held_out:
+                text = among_others(text, draw) if self.phrases else text
+                # What a slot holds is to be copied, so nothing may happen to it.
+                text = text if bound else as_people_type(text, draw)
             if bare(text) not in judged():
                 break
         if slots is not None:
@@ -166,6 +168,16 @@ def frames() -> dict[str, list[str]]:
 def framed(mark: str, phrase: str, draw: Draw) -> str:
     """A phrase as a question's pattern."""
     return draw.choice(frames()[mark]).replace("<1>", phrase)
+
+
+def among_others(question: str, draw: Draw) -> str:
+    """At times with a sentence before or behind it that has nothing to do with the answer."""
+    kind = draw.random()
+    if kind < 0.15:
+        return f"{chosen(draw.choice(frames()['before']), draw)} {question}"
+    if kind < 0.22:
+        return f"{question} {chosen(draw.choice(frames()['after']), draw)}"
+    return question
 
 
 def written(name: str) -> list[list[str]]:
@@ -233,7 +245,7 @@ def as_typed(text: str, draw: Draw) -> str:
     text = opener + text
     style = draw.random()
     if style < 0.12:
-        text = text.rstrip("?.!")
+        text = text.rstrip("?.!") or text  # "..." is nonsense that people type
     if style < 0.08 or 0.12 < style < 0.2:
         text = text[0].lower() + text[1:]
     return text

@@ -7,6 +7,7 @@ another word.
 from __future__ import annotations
 
 import re
+from functools import cache
 
 from demo_k2.words import Draw
 
@@ -76,6 +77,88 @@ _ALIKE = {
     "easy": ("simple",),
     "install": ("set up", "instal"),
     "quickly": ("fast",),
+    "maker": ("creator", "developer", "author"),
+    "made": ("built", "created", "produced"),
+    "small": ("little", "tiny", "compact"),
+    "tiny": ("very small", "little"),
+    "huge": ("enormous", "giant", "very big"),
+    "laptop": ("notebook", "MacBook"),
+    "server": ("service", "backend"),
+    "app": ("application", "program"),
+    "script": ("program", "shell script"),
+    "text": ("document", "writing"),
+    "question": ("query", "prompt"),
+    "questions": ("queries", "things"),
+    "happens": ("occurs", "goes on"),
+    "happen": ("occur",),
+    "get": ("obtain", "receive", "have"),
+    "use": ("employ", "work with", "utilise"),
+    "used": ("employed", "utilised"),
+    "see": ("view", "find out", "look at"),
+    "write": ("type", "enter"),
+    "type": ("enter", "write"),
+    "stop": ("end", "quit"),
+    "load": ("open", "read in"),
+    "loading": ("opening", "reading in"),
+    "download": ("fetch", "pull", "get"),
+    "measure": ("determine", "gauge", "test"),
+    "choose": ("pick", "select"),
+    "pick": ("choose", "select"),
+    "set": ("define", "specify", "configure"),
+    "list": ("overview", "enumeration"),
+    "command": ("subcommand", "cmd", "call"),
+    "commands": ("subcommands", "cmds"),
+    "remember": ("recall", "keep in mind"),
+    "save": ("store", "keep", "record"),
+    "saved": ("stored", "kept", "recorded"),
+    "feelings": ("emotions", "sensations"),
+    "smart": ("clever", "intelligent", "bright"),
+    "reliable": ("dependable", "trustworthy"),
+    "bad": ("poor", "awful", "terrible"),
+    "good": ("fine", "nice", "decent"),
+    "right": ("correct", "accurate"),
+    "better": ("improved", "superior"),
+    "allowed": ("permitted", "ok"),
+    "free": ("free of charge", "at no cost", "gratis"),
+    "company": ("firm", "business"),
+    "internet": ("net", "web", "network"),
+    "private": ("confidential", "secret"),
+    "privacy": ("data protection", "confidentiality"),
+    "local": ("on-premises", "offline"),
+    "supported": ("possible", "accepted", "covered"),
+    "support": ("handle", "work with", "accept"),
+    "enough": ("sufficient", "ok"),
+    "slow": ("sluggish", "not fast"),
+    "speed": ("pace", "performance", "throughput"),
+    "broken": ("defective", "damaged", "kaputt"),
+    "wrong with": ("the matter with", "up with"),
+    "strange": ("odd", "weird"),
+    "trained": ("taught", "fitted"),
+    "learn": ("pick up", "study"),
+    "reasoning": ("thoughts", "thinking steps"),
+    "manual": ("handbook", "guide"),
+    "documentation": ("docs", "doc"),
+    "tests": ("checks", "test cases"),
+    "code": ("source", "source code"),
+    "bug": ("defect", "error", "mistake"),
+    "patch": ("fix", "change"),
+    "rule file": ("rules file", "YAML", "rule set"),
+    "rules": ("rule file", "placement rules"),
+    "cores": ("CPU cores", "processors"),
+    "threads": ("worker threads", "cores"),
+    "longer": ("bigger", "larger"),
+    "long": ("lengthy", "big"),
+    "tell me": ("let me know", "say"),
+    "how much": ("what amount of", "how many"),
+    "is there": ("do you have", "does there exist"),
+    "can I": ("could I", "may I", "am I able to"),
+    "how do I": ("how can I", "how to", "how would I", "how does one"),
+    "what is": ("what exactly is", "what would be"),
+    "do I need": ("must I have", "is there need for", "do I require"),
+    "without": ("w/o", "with no", "lacking"),
+    "with": ("w/",),
+    "and": ("&",),
+    "also": ("too", "as well"),
 }
 _SMALL = frozenset("a an the do does is are to of for that it me my".split())
 _NEAR = dict(
@@ -101,7 +184,7 @@ def as_people_type(text: str, draw: Draw) -> str:
         text = text.replace("'", "")
     style = draw.random()
     if style < 0.2:
-        text = text.rstrip("?.!")
+        text = text.rstrip("?.!") or text
     elif style < 0.26 and text.endswith("?"):
         text += draw.choice(["?", "??", "!", " :)"])
     return text
@@ -120,6 +203,7 @@ def _replaced(text: str, table: dict[str, tuple[str, ...]], share: float, draw: 
     return _expression(tuple(table)).sub(other, text)
 
 
+@cache
 def _expression(keys: tuple[str, ...]) -> re.Pattern[str]:
     longest_first = sorted(keys, key=len, reverse=True)
     return re.compile(rf"\b(?:{'|'.join(map(re.escape, longest_first))})\b", re.I)
