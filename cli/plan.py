@@ -12,7 +12,15 @@ import click
 
 from hybrid_k2 import demo_model
 from hybrid_k2.cli.size import Size
-from hybrid_k2.rules import Gpu, Hardware, load_rules, make_plan, probe_hardware
+from hybrid_k2.rules import (
+    Gpu,
+    Hardware,
+    load_rules,
+    make_plan,
+    plan_dict,
+    plan_table,
+    probe_hardware,
+)
 
 EPILOG = """\b
 Examples:
@@ -84,7 +92,7 @@ def command(
             hardware,
             allow_disk=allow_disk,
         )
-        click.echo(json.dumps(plan.to_dict(), indent=2) if as_json else plan.table())
+        click.echo(json.dumps(plan_dict(plan), indent=2) if as_json else plan_table(plan))
     finally:
         checkpoint.close()
 

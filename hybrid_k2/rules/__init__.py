@@ -7,6 +7,7 @@ from hybrid_k2.rules.hardware import Gpu, Hardware, probe_hardware
 from hybrid_k2.rules.plan import Plan, PlanEntry, make_plan
 from hybrid_k2.rules.schema import RuleSet
 from hybrid_k2.rules.sizes import format_size, parse_size
+from hybrid_k2.rules.table import plan_dict, plan_table
 
 __all__ = [
     "Gpu",
@@ -19,6 +20,8 @@ __all__ = [
     "load_rules",
     "make_plan",
     "parse_size",
+    "plan_dict",
+    "plan_table",
     "probe_hardware",
     "shipped_names",
 ]

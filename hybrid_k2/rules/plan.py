@@ -27,7 +27,6 @@ from hybrid_k2.rules.hardware import Hardware
 from hybrid_k2.rules.matching import Assignment, assign
 from hybrid_k2.rules.schema import RuleSet
 from hybrid_k2.rules.sizes import format_size
-from hybrid_k2.rules.table import plan_dict, plan_table
 
 if TYPE_CHECKING:
     from hybrid_k2.checkpoint.modules import ModuleSpec
@@ -129,14 +128,6 @@ class Plan:
     def where(self, entry: PlanEntry) -> str:
         """`file:line` of the rule that placed the entry, or `default`."""
         return f"{self.rules_file}:{entry.rule_line}" if entry.rule_line else "default"
-
-    def to_dict(self) -> dict[str, Any]:
-        """For `--json`; see `schema_version` in hybrid_k2/rules/table.py."""
-        return plan_dict(self)
-
-    def table(self) -> str:
-        """The plan as text, runs of layers that are placed alike on one line."""
-        return plan_table(self)
 
     def _scratch(self) -> dict[str, int]:
         scratch: dict[str, int] = {}

@@ -3,17 +3,13 @@
 Owns the look and `SCHEMA_VERSION`; decides nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hybrid_k2.backends.registry import BACKENDS, RAM_HUGE
 from hybrid_k2.rules.layers import format_layers
+from hybrid_k2.rules.plan import Plan, PlanEntry
 from hybrid_k2.rules.sizes import format_size
-
-if TYPE_CHECKING:
-    from hybrid_k2.rules.plan import Plan, PlanEntry
 
 # Of `hybrid-k2 plan --json`: raised when a key changes its meaning or goes; new keys do not.
 SCHEMA_VERSION = 1

@@ -1,23 +1,18 @@
-"""What Prometheus reads at /metrics: counts and times of requests, and the engine's own totals.
+"""What Prometheus reads at /metrics: counts and times of requests, and what others collect.
 
 Every metric is called hybrid_k2_*; those that vLLM has too appear a second time under its name, so
 that dashboards made for it work. Knows nothing of HTTP; the engine's thread reports to it.
 """
 
-import dataclasses
-import threading
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
-from hybrid_k2.engine import EngineCore, StepOutput
-
-if TYPE_CHECKING:
-    from hybrid_k2.server.service import Service
+from hybrid_k2.engine import StepOutput
 
 PREFIX = "hybrid_k2_"
 _VLLM_NAMES = frozenset(
@@ -47,7 +42,7 @@ _TOKEN_BUCKETS = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5,
 class Metrics:
     """All of one server's metrics, in a registry of their own."""
 
-    def __init__(self, service: "Service") -> None:
+    def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._first_token_s = self._histogram(
             "time_to_first_token_seconds", "From a request to its first token", _WAIT_BUCKETS
@@ -77,7 +72,10 @@ class Metrics:
             "request_success", "Requests by how they ended", "finished_reason"
         )
         self._rejected = self._counter("admission_rejections", "Requests refused", "reason")
-        self._registry.register(_EngineTotals(service))
+
+    def register(self, collector: Collector) -> None:
+        """Shows what it collects from now on."""
+        self._registry.register(collector)
 
     def request(self, num_prompt_tokens: int) -> "RequestTimer":
         """Begins to measure one answer."""
@@ -132,59 +130,6 @@ class RequestTimer:
             metrics._ended.labels(output.finish_reason).inc()
 
 
-class _EngineTotals:
-    """Asks the engine when Prometheus does: what runs and waits, and every total it keeps."""
-
-    def __init__(self, service: "Service") -> None:
-        self._service = service
-        self._reading = threading.Lock()  # scrapes run in threads of their own
-        self._last_read = 0, 0.0  # bytes, seconds: of the CPU kernels when last asked
-
-    def collect(self) -> Iterator[Metric]:
-        done, total = self._service.progress
-        loaded = 1.0 if self._service.is_loaded else done / max(total, 1)
-        yield _gauge("model_load_progress", "Share of the model that is loaded", loaded)
-        if self._service.is_loaded:
-            yield from self._of(self._service.core)
-
-    def _of(self, core: EngineCore) -> Iterator[Metric]:
-        yield _gauge("num_requests_running", "Requests in the engine's places", core.num_running)
-        yield _gauge("num_requests_waiting", "Requests that wait for a place", core.num_waiting)
-        stats = dataclasses.asdict(core.stats)
-        yield _counter(
-            "num_preemptions", "Requests set back for want of pages", stats["preemptions"]
-        )
-        for field, value in stats.items():
-            name = field.removesuffix("_s") + "_seconds" * field.endswith("_s")
-            yield _counter(f"engine_{name}", "Since the model was opened", value)
-        memory, *_ = core.cache_stats().tiers
-        share = memory.pages_in_use / max(memory.pages_total, 1)
-        yield _gauge("kv_cache_usage_perc", "Share of the KV pages that requests hold", share)
-        yield from self._of_kernels(core)
-
-    def _of_kernels(self, core: EngineCore) -> Iterator[Metric]:
-        with self._reading:
-            done = core.kernel_counters()
-            last_bytes, last_s = self._last_read
-            self._last_read = done.weight_bytes, done.busy_s
-        busy_s = done.busy_s - last_s
-        bytes_per_s = (done.weight_bytes - last_bytes) / busy_s if busy_s else 0.0
-        yield _counter("weight_bytes", "Bytes of weights the CPU kernels read", done.weight_bytes)
-        yield _counter("kernel_seconds", "Time that the CPU kernels took", done.busy_s)
-        yield _counter(
-            "experts_cpu", "Experts of tokens that the CPU computed, shared ones too", done.experts
-        )
-        yield _counter(
-            "experts_gpu", "Experts of tokens that the GPU computed for the CPU", done.skipped
-        )
-        yield _gauge(
-            "ram_bandwidth_gbps",
-            "10^9 bytes of weights per second of the CPU kernels' time since the last scrape, "
-            "whoever made it; 0 if none ran",
-            bytes_per_s / 1e9,
-        )
-
-
 class _WithVllmNames:
     """A registry whose metrics appear under vLLM's names, too, with the label of its dashboards."""
 
@@ -210,11 +155,3 @@ class _WithVllmNames:
 
 def _vllm(name: str) -> str:
     return f"vllm:{name.removeprefix(PREFIX)}"
-
-
-def _counter(name: str, what: str, value: float) -> Metric:
-    return CounterMetricFamily(PREFIX + name, what, value)
-
-
-def _gauge(name: str, what: str, value: float) -> Metric:
-    return GaugeMetricFamily(PREFIX + name, what, value)

@@ -11,12 +11,14 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from hybrid_k2.server.engine_totals import EngineTotals
 from hybrid_k2.server.service import Service
 
 
 def create_router(service: Service) -> APIRouter:
     """The routes over one service; those without /v1 answer while the model loads, too."""
     router = APIRouter()
+    service.metrics.register(EngineTotals(service))
 
     @router.get("/health", operation_id="health")
     @router.get("/v1/health", include_in_schema=False)

@@ -26,7 +26,7 @@ class Service:
         self._thread: EngineThread | None = None
         self._progress = ("starting", 0, 0)
         self._is_draining = False
-        self.metrics = Metrics(self)
+        self.metrics = Metrics()
 
     def attach(self, engine: Any) -> None:
         """Gives the service its engine (`core`, `tokenizer`, `template`), whose thread starts.

@@ -16,7 +16,7 @@ from hybrid_k2.checkpoint import bulk_read, open_checkpoint
 from hybrid_k2.config import RuntimeConfig
 from hybrid_k2.engine import EngineCore, loader
 from hybrid_k2.errors import ModelFileError, PlanError
-from hybrid_k2.rules import make_plan, probe_hardware
+from hybrid_k2.rules import make_plan, plan_dict, plan_table, probe_hardware
 from hybrid_k2.rules.files import parse_rule_text
 
 MODES = ("mmap", "ram", "ram+hugepages")
@@ -151,11 +151,11 @@ def test_the_plan_counts_what_is_copied_as_ram_and_says_so(checkpoint, monkeypat
     ram = sum(entry.footprint.ram for entry in copied)
     assert (mapped, ram) == (stored, 0) if load == "mmap" else mapped == 0 and ram >= stored
     assert sum(allocated) <= ram
-    rows = [line for line in plan.table().splitlines() if "experts_cpu" in line]
+    rows = [line for line in plan_table(plan).splitlines() if "experts_cpu" in line]
     place = {"mmap": " mapped ", "ram": " RAM ", "ram+hugepages": " RAM huge "}[load]
     assert rows and all(place in row and load not in row for row in rows)
-    entry = next(m for m in plan.to_dict()["modules"] if m["class"] == "Experts")
-    assert entry["kwargs"] == {"load": load}
+    entry = next(m for m in plan_dict(plan)["modules"] if m["class"] == "Experts")
+    assert entry["kwargs"]["load"] == load
 
 
 def test_what_does_not_fit_in_ram_is_refused_before_loading_with_the_way_out(checkpoint):

@@ -10,7 +10,7 @@ from k2_modules import REAL_K2, TINY_K2, k2_modules
 from hybrid_k2.backends.footprint import CUDA_CONTEXT_BYTES, PROCESS_RAM_BYTES
 from hybrid_k2.config import RuntimeConfig
 from hybrid_k2.errors import PlanError, RuleError
-from hybrid_k2.rules import Gpu, Hardware, Plan, load_rules, make_plan
+from hybrid_k2.rules import Gpu, Hardware, Plan, load_rules, make_plan, plan_dict, plan_table
 from hybrid_k2.rules.files import parse_rule_text
 
 REAL_MODULES = k2_modules(REAL_K2, experts="Q4_0")
@@ -60,7 +60,7 @@ def test_the_totals_are_kimi_k2s_published_sizes() -> None:
 
 def test_a_plan_of_the_real_model_takes_well_under_a_second() -> None:
     start = time.perf_counter()
-    plan_k2("1gpu-24gb").table()
+    plan_table(plan_k2("1gpu-24gb"))
     assert time.perf_counter() - start < 1
 
 
@@ -130,7 +130,7 @@ def test_allow_disk_turns_that_error_into_a_note_about_the_speed(by_file: bool) 
     share = plan.disk_reads_per_token / plan.reads_per_token["cpu"]
     missing = plan.mapped_bytes + plan.ram_bytes - small.ram_available
     assert share == pytest.approx(missing / plan.mapped_bytes, rel=1e-6)
-    assert "from disk none" not in plan.table()
+    assert "from disk none" not in plan_table(plan)
 
 
 def test_allow_disk_is_no_excuse_for_memory_that_must_be_allocated() -> None:
@@ -201,7 +201,7 @@ def test_layers_that_are_placed_alike_share_a_line_of_the_table() -> None:
         "- match: {class: Experts, layers: 7}\n  replace: {backend: reference}\n"
         "- match: {class: Experts}\n  replace: {backend: experts_cpu}\n"
     )
-    lines = [line.split() for line in plan_k2(rules).table().splitlines()]
+    lines = [line.split() for line in plan_table(plan_k2(rules)).splitlines()]
     by_name = {words[0]: words for words in lines if words}
     rest = "model.layers.[1-6,8-60].mlp.experts"
     assert by_name[rest][1:3] == ["experts_cpu", "Q4_0"]
@@ -214,21 +214,21 @@ def test_layers_that_are_placed_alike_share_a_line_of_the_table() -> None:
 def test_types_that_mix_within_a_group_are_all_named() -> None:
     modules = k2_modules(REAL_K2, experts="Q4_K", experts_down="Q6_K")
     plan = make_plan(modules, REAL_K2, load_rules("cpu"), RuntimeConfig(), WORKSTATION)
-    (line,) = [line for line in plan.table().splitlines() if ".mlp.experts" in line]
+    (line,) = [line for line in plan_table(plan).splitlines() if ".mlp.experts" in line]
     assert "Q4_K/Q6_K" in line and "614.4 GB mapped" in line
 
 
 def test_the_table_has_the_totals_and_the_ceiling_where_bandwidth_is_known() -> None:
-    text = plan_k2("1gpu-24gb", replace(WORKSTATION, ram_bandwidth=400e9)).table()
+    text = plan_table(plan_k2("1gpu-24gb", replace(WORKSTATION, ram_bandwidth=400e9)))
     for part in ("cuda:0 ", "mapped from the file", "KV      1.2 GB for 16640 tokens"):
         assert part in text
     assert "decode at most 33.6 tokens/s at 400.0 GB/s" in text  # 400 / 11.89
-    assert "decode at most" not in plan_k2("1gpu-24gb").table()
+    assert "decode at most" not in plan_table(plan_k2("1gpu-24gb"))
 
 
 def test_the_dictionary_survives_json_and_has_every_module_once() -> None:
     plan = plan_k2("1gpu-24gb")
-    data = json.loads(json.dumps(plan.to_dict()))
+    data = json.loads(json.dumps(plan_dict(plan)))
     assert data["schema_version"] == 1
     assert [m["name"] for m in data["modules"]] == [m.name for m in REAL_MODULES]
     assert data["totals"]["kv"] == plan.kv_bytes == sum(m["kv"] for m in data["modules"])

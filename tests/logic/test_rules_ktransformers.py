@@ -5,7 +5,7 @@ from k2_modules import REAL_K2, k2_modules
 
 from hybrid_k2.config import RuntimeConfig
 from hybrid_k2.errors import RuleError
-from hybrid_k2.rules import Gpu, Hardware, Plan, make_plan
+from hybrid_k2.rules import Gpu, Hardware, Plan, make_plan, plan_table
 from hybrid_k2.rules.files import parse_rule_text
 
 MODULES = k2_modules(REAL_K2, experts="Q4_0")
@@ -143,7 +143,7 @@ def test_what_is_left_out_is_noted_by_line(two_gpus: Plan) -> None:
     assert "kt.yaml:2: ignored: YarnRotaryEmbeddingV3" in notes
     assert ": ignored: KDeepseekV3MoE" in notes and ": ignored: KDeepseekV2Model" in notes
     assert "ignored kwargs: prefill_device, prefill_op, out_device" in notes
-    assert "note: kt.yaml:2: ignored" in two_gpus.table()
+    assert "note: kt.yaml:2: ignored" in plan_table(two_gpus)
 
 
 def test_a_rule_of_theirs_that_matches_nothing_is_a_note() -> None:
