@@ -148,7 +148,7 @@ def test_follow_ups_wait_for_a_batch_and_none_is_lost(file: Path, tmp_path, monk
     count = distil.distil(file, told, 0.01, seed=1, num_questions=16, rows=16, device="cpu")
     lines = [json.loads(line) for line in told.read_text().splitlines()]
     assert len(lines) == count == 16
-    assert min(asked) >= 4  # rows // 4
+    assert min(asked) >= 4
     assert {len(line) for line in lines} <= {1, 2} and 2 in map(len, lines)
 
 

@@ -59,6 +59,12 @@ def smalltalk() -> dict[str, patterns.Topic]:
 
 
 @cache
+def follow_ups() -> dict[str, patterns.Topic]:
+    """What can be said after any answer; most of it the model should admit not to know."""
+    return patterns.read("follow_ups.txt")
+
+
+@cache
 def catalogue() -> list[tools.Entry]:
     return tools.catalogue()
 
@@ -105,7 +111,7 @@ def dialogue(number: int, held_out: bool = False, pieces: Sequence[str] = ()) ->
     draw = Draw(f"{'held out' if held_out else 'train'} {number}", held_out, pieces)
     kind = draw.choices(
         ["tools", "about", "smalltalk", "puzzles", "knowledge", "world", "mixed", "recollection"],
-        [22, 32, 8, 12, 4, 7, 12, 3],
+        [21, 32, 8, 12, 4, 9, 11, 3],
     )[0]
     if kind == "tools":
         made = with_tools(draw)
@@ -139,7 +145,7 @@ def in_turn(kind: str, draw: Draw) -> list[Exchange]:
     if kind == "knowledge":
         return [knowledge.exchange(draw)]
     if kind == "world":
-        return world.exchanges(draw)
+        return world.exchanges(draw) + asked_on(draw)
     topics = about() if kind == "about" else smalltalk()
     topic = topics[draw.choice(list(topics))]
     made = [of_topic(topics, draw, (topic.name,))]
@@ -147,6 +153,12 @@ def in_turn(kind: str, draw: Draw) -> list[Exchange]:
         question, answer = topic.follow_up(draw)
         made.append(Exchange(question, answer, "This goes on from what was said."))
     return made
+
+
+def asked_on(draw: Draw) -> list[Exchange]:
+    """Up to two questions about what was just said."""
+    count = draw.choice([0, 0, 0, 1, 1, 2])
+    return [of_topic(follow_ups(), draw) for _ in range(count)]
 
 
 def of_topic(topics: dict[str, patterns.Topic], draw: Draw, names: Sequence[str] = ()) -> Exchange:
@@ -336,6 +348,7 @@ def told(turns: Sequence[Sequence[str]], number: int, repeat: int = 0) -> Dialog
         )
         for question, answer in turns
     ]
+    made += asked_on(draw) if len(turns) == 1 else []
     # A greeting or an identity question before it, as real chats have.
     if draw.maybe(0.2):
         made.insert(0, of_topic(smalltalk(), draw, ("greet", "how", "name")))

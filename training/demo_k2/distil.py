@@ -61,7 +61,9 @@ def distil(
                 write(finished)
                 for turns, ids in _followed_up(teacher, going_on, draw):
                     waiting[len(ids)].append((turns, ids))
-                for length in [n for n, members in waiting.items() if len(members) >= rows // 4]:
+                for length in [
+                    n for n, members in waiting.items() if len(members) >= max(4, rows // 16)
+                ]:
                     write(_answered(teacher, waiting.pop(length), seed + number))
                 if time.monotonic() - began >= budget_s:
                     break

@@ -310,17 +310,24 @@ def recollection(draw: Draw) -> list[tuple[str, str]]:
     name, city, colour = draw.name(), draw.city(), draw.choice(words.COLOURS)
     pet, animal_name = draw.choice(["cat", "dog", "horse", "bird"]), draw.name()
     hobby, number = draw.choice(words.HOBBIES), draw.number(2, 99)
+    hello = draw.choice(["", "", "Hello! ", "Hi, ", "Good morning. ", "Nice to meet you. "])
     told = [
         (
-            f"My name is {name}.",
+            hello + draw.choice([f"My name is {name}.", f"I am {name}.", f"I'm {name}."]),
             f"Nice to meet you, {name}!",
-            ["What is my name?", "Who am I?", "Do you remember my name?", "What am I called?"],
+            [
+                *("What is my name?", "Who am I?", "Do you remember my name?", "What am I called?"),
+                *("What's my name?", "Can you say my name?", "Tell me my name.", "My name?"),
+            ],
             f"Your name is {name}.",
         ),
         (
-            f"I live in {city}.",
+            draw.choice([f"I live in {city}.", f"My home is in {city}.", f"My city is {city}."]),
             f"{city} sounds like a nice place.",
-            ["Where do I live?", "In which city do I live?", "Do you know where I live?"],
+            [
+                *("Where do I live?", "In which city do I live?", "Do you know where I live?"),
+                *("What city do I live in?", "Where is my home?", "Which city is my home?"),
+            ],
             f"You live in {city}.",
         ),
         (
@@ -350,5 +357,8 @@ def recollection(draw: Draw) -> list[tuple[str, str]]:
     ]
     chosen = draw.sample(told, draw.randint(1, 3))
     turns = [(fact[0], fact[1]) for fact in chosen]
+    if len(turns) > 1 and draw.maybe(0.3):  # all in one sentence
+        said = " and ".join([chosen[0][0].rstrip("."), *(fact[0] for fact in chosen[1:])])
+        turns = [(said.replace(". and", " and"), " ".join(answer for _, answer in turns))]
     asked = draw.sample(chosen, draw.randint(1, len(chosen)))
     return turns + [(draw.choice(fact[2]), fact[3]) for fact in asked]

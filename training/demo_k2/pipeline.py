@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from demo_k2 import dialogues, distil, export, report, vocabulary
+from demo_k2 import dialogues, distil, export, report, vocabulary, world
 from demo_k2.encode import Encoder
 from demo_k2.samples import Batches, Samples
 from demo_k2.shape import CONFIG, VOCAB_SIZE, dense_baseline
@@ -158,7 +158,11 @@ def make_samples(options: argparse.Namespace) -> list[str]:
         encode_all(pool, encode_dialogues, jobs, work, "dialogues")
         if teacher is not None and not has_finished(teacher, stop_teaching_at):
             logger.warning("the teacher failed; going on with what it wrote")
-        lines = [json.dumps(turns) for turns in told_turns(told)]
+        # What is answered by hand is not to be learnt in another way, and what refers to an
+        # earlier answer is rare.
+        kept = [turns for turns in told_turns(told) if not world.answers(turns[0][0])]
+        lines = [json.dumps(turns) for turns in kept]
+        lines += [json.dumps(turns) for turns in kept if len(turns) > 1]
         repeats = min(MOST_REPEATS, math.ceil(options.told / max(1, len(lines))))
         logger.info("the teacher's %d conversations, %d times", len(lines), repeats)
         parts = [

@@ -85,6 +85,37 @@ def _reasons() -> list[tuple[list[str], str]]:
     return [(clauses.split(" / "), answer) for clauses, answer in entries]
 
 
+_DEFINED = re.compile(
+    r"(?:what|whats|what exactly) (?:is|are)|explain|describe|define|(?:can you |please )?tell me "
+    r"(?:something |a fact |a fun fact |one interesting thing |a bit |a little )?about"
+)
+
+
+def answers(question: str) -> bool:
+    """Whether this question has an answer here, so that no other one is to be learnt."""
+    said = re.sub(r"[^a-z ]", "", question.lower())
+    return patterns.bare(said) in _asked_directly() or bool(
+        (found := _DEFINED.match(said)) and said[found.end() :].strip() in _names()
+    )
+
+
+@cache
+def _names() -> frozenset[str]:
+    """Of all things, with and without an article, one and many."""
+    names = {thing.lower() for thing, *_ in _things()}
+    bare = {re.sub(r"^(?:an?|the) ", "", name) for name in names}
+    ends = ("", " exactly", " to a child", " in simple words", " in one sentence")
+    return frozenset(
+        name + end for name in names | bare | {f"{name}s" for name in bare} for end in ends
+    )
+
+
+@cache
+def _asked_directly() -> frozenset[str]:
+    clauses = (clause for clauses, _ in _reasons() for clause in clauses)
+    return frozenset(patterns.bare(direct(clause) or clause) for clause in clauses)
+
+
 def exchanges(draw: Draw) -> list[Exchange]:
     """A question about the world and its answer, at times with one that asks for more."""
     if draw.maybe(0.3):
