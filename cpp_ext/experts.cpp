@@ -43,6 +43,7 @@ struct Round {
 struct NodeTasks {
   NodeRows mid, out;
   int64_t mid_tasks, out_tasks;  // mid: per expert
+  int64_t* out_begins;           // [out_tasks + 1] the first row of each, and the end
 };
 
 class MoeRegion {
@@ -61,12 +62,13 @@ class MoeRegion {
         mid_rows_(task_size(num_groups_ * width_, lease.workers(), kBlock, kMaxRows)) {
     plan_rounds();
     list_few_tokens();
-    const bool mostly_tiled = slots_ >= num_groups_ * kTileTokens && max_panels_;
-    out_rows_ =
-        mostly_tiled ? tiled_out_rows() : task_size(hidden_, lease.workers(), kOutRows, kMaxRows);
     share_among_nodes();
     scratch_size_ = max_panels_ ? kTiledScratch : kScratch;
     scratch_ = lease.arena().take<float>(lease.workers() * scratch_size_);
+    decoded_ = lease.arena().take<DecodedBlocks>(lease.workers());
+    for (int worker = 0; worker < lease.workers() && max_panels_; ++worker)
+      new (decoded_ + worker)
+          DecodedBlocks(reinterpret_cast<uint16_t*>(scratch(worker) + kTiledSums));
     x_panels_ = lease.arena().take<uint16_t>(max_panels_ * panel_size(hidden_));
     mid_panels_ = lease.arena().take<uint16_t>(max_panels_ * panel_size(width_));
   }
@@ -98,23 +100,23 @@ class MoeRegion {
   }
 
  private:
-  // Per worker, in floats: results of both gate and up, and of residuals; through tiles also a
-  // decoded block.
+  // Per worker, in floats: results of both gate and up, and of residuals; through tiles also
+  // decoded blocks.
   static constexpr int64_t kScratch = 4 * kTokenBlock * kMaxRows;
   static constexpr int64_t kTiledSums = kMaxPanels * kPanelTokens * kTiledOutRows;
-  static constexpr int64_t kTiledScratch = kTiledSums + kTileRows * kDecodeStride / 2;
+  static constexpr int64_t kTiledScratch = kTiledSums + kDecodeSize;
   static_assert(kTiledSums >= 2 * kMaxPanels * kPanelTokens * kMaxRows && kTiledSums >= kScratch,
                 "sums of gate and of up");
 
   float* scratch(int worker) { return scratch_ + worker * scratch_size_; }
-  uint16_t* decoded(int worker) {
-    return reinterpret_cast<uint16_t*>(scratch(worker) + kTiledSums);
-  }
 
-  // Long runs, so that an expert's panels are read by few workers, but two tasks for each.
-  int64_t tiled_out_rows() const {
-    const int64_t rows = (hidden_ / (2 * lease_.workers()) + kTileRows - 1) / kTileRows * kTileRows;
-    return std::clamp<int64_t>(rows, kTileRows, kTiledOutRows);
+  // Rows in the next task of down. Through tiles long ones, so that few workers read an expert's
+  // panels, and shorter and shorter, so that the slowest worker is not waited for: where two
+  // hyperthreads share a core's tiles a worker may take three times as long as another.
+  int64_t out_rows(int64_t rows_left, bool mostly_tiled) const {
+    if (!mostly_tiled) return task_size(hidden_, lease_.workers(), kOutRows, kMaxRows);
+    const int64_t share = rows_left * lease_.nodes() / (2 * lease_.workers());
+    return std::clamp(share / kTileRows * kTileRows, int64_t{kTileRows}, kTiledOutRows);
   }
 
   bool uses_tiles(const ExpertGroup& group) const {
@@ -160,13 +162,18 @@ class MoeRegion {
   }
 
   void share_among_nodes() {
+    const bool mostly_tiled = slots_ >= num_groups_ * kTileTokens && max_panels_;
     nodes_ = lease_.arena().take<NodeTasks>(lease_.nodes());
     int64_t mid_tasks = 0;
     for (int n = 0; n < lease_.nodes(); ++n) {
       const NodeRows mid(width_, n, lease_.nodes()), out(hidden_, n, lease_.nodes());
-      nodes_[n] = {mid, out, (mid.end - mid.begin + mid_rows_ - 1) / mid_rows_,
-                   (out.end - out.begin + out_rows_ - 1) / out_rows_};
-      mid_tasks += nodes_[n].mid_tasks;
+      NodeTasks& node = *new (nodes_ + n) NodeTasks{
+          mid, out, (mid.end - mid.begin + mid_rows_ - 1) / mid_rows_, 0,
+          lease_.arena().take<int64_t>((out.end - out.begin) / kTileRows + 2)};
+      for (int64_t row = out.begin; row < out.end; row += out_rows(out.end - row, mostly_tiled))
+        node.out_begins[node.out_tasks++] = row;
+      node.out_begins[node.out_tasks] = out.end;
+      mid_tasks += node.mid_tasks;
     }
     for (int64_t g = 0; g < num_groups_; ++g) groups_[g].missing = mid_tasks;
   }
@@ -244,13 +251,13 @@ class MoeRegion {
   void gate_up(const Round& round, const NodeTasks& node, int64_t task, int64_t next, int worker) {
     ExpertGroup& group = groups_[round.begin + task / node.mid_tasks];
     const int64_t first = mid_row(node, task), rows = std::min(mid_rows_, node.mid.end - first);
+    const uint8_t* later = next < 0
+                               ? nullptr
+                               : call_.gate.row(groups_[round.begin + next / node.mid_tasks].expert,
+                                                mid_row(node, next));
     if (group.tiled()) {
-      gate_up_tiled(group, first, rows, worker);
+      gate_up_tiled(group, first, rows, later, worker);
     } else {
-      const uint8_t* later =
-          next < 0 ? nullptr
-                   : call_.gate.row(groups_[round.begin + next / node.mid_tasks].expert,
-                                    mid_row(node, next));
       gate_up_few(group, first, rows, later, worker);
     }
     group.missing.fetch_sub(1, std::memory_order_release);
@@ -300,7 +307,11 @@ class MoeRegion {
     all.add_residuals(y, kMaxRows, rows);
   }
 
-  void gate_up_tiled(const ExpertGroup& group, int64_t first, int64_t rows, int worker) {
+  void gate_up_tiled(const ExpertGroup& group, int64_t first, int64_t rows, const uint8_t* next,
+                     int worker) {
+    const uint8_t* gate_weights = call_.gate.row(group.expert, first);
+    const uint8_t* up_weights = call_.up.row(group.expert, first);
+    const bool alike = call_.gate.quant == call_.up.quant;
     float* gate = scratch(worker);
     float* up = gate + kMaxPanels * kPanelTokens * kMaxRows;
     const int64_t total = num_panels(group.tokens());
@@ -309,14 +320,14 @@ class MoeRegion {
     for (int64_t p = 0; p < total; p += kMaxPanels) {
       product.num_panels = std::min(kMaxPanels, total - p);
       product.panels = x_panels_ + (group.panel + p) * panel_size(hidden_);
-      product.weights = call_.gate.row(group.expert, first);
-      product.next = call_.up.row(group.expert, first);
+      product.weights = gate_weights;
+      product.next = alike ? up_weights : nullptr;
       product.sums = gate;
-      multiply_panels(kernels_, call_.gate, product, decoded(worker));
-      product.weights = product.next;
-      product.next = nullptr;
+      multiply_panels(kernels_, call_.gate, product, decoded_[worker]);
+      product.weights = up_weights;
+      product.next = !alike ? nullptr : p + kMaxPanels < total ? gate_weights : next;
       product.sums = up;
-      multiply_panels(kernels_, call_.up, product, decoded(worker));
+      multiply_panels(kernels_, call_.up, product, decoded_[worker]);
       kernels_.activations().silu_multiply(gate, up, rows * product.num_panels * kPanelTokens);
       uint16_t* mid = mid_panels_ + (group.panel + p) * panel_size(width_) + panel_size(first);
       kernels_.tiles()->pack_sums(gate, rows, product.num_panels, mid, panel_size(width_));
@@ -326,8 +337,7 @@ class MoeRegion {
   // y[:, rows] = sum over the experts. One task owns these rows of y, so nothing is shared and the
   // order is fixed.
   void down(const Round& round, const NodeTasks& node, int64_t task, int64_t next, int worker) {
-    const int64_t first = node.out.begin + task * out_rows_;
-    const int64_t rows = std::min(out_rows_, node.out.end - first);
+    const int64_t first = node.out_begins[task], rows = node.out_begins[task + 1] - first;
     if (round.begin == 0)
       for (int64_t t = 0; t < call_.tokens; ++t)
         std::fill_n(call_.y + t * hidden_ + first, rows, 0.0f);
@@ -335,10 +345,10 @@ class MoeRegion {
       const ExpertGroup& group = groups_[g];
       // No barrier before: while the last experts' gate and up are under way, the first are ready.
       spin_until([&] { return group.missing.load(std::memory_order_acquire) == 0; });
-      const uint8_t* later = g + 1 < round.end ? call_.down.row(groups_[g + 1].expert, first)
-                             : next >= 0       ? call_.down.row(groups_[round.begin].expert,
-                                                                node.out.begin + next * out_rows_)
-                                               : nullptr;
+      const uint8_t* later =
+          g + 1 < round.end ? call_.down.row(groups_[g + 1].expert, first)
+          : next >= 0       ? call_.down.row(groups_[round.begin].expert, node.out_begins[next])
+                            : nullptr;
       if (group.tiled()) {
         down_tiled(group, first, rows, later, worker);
         continue;
@@ -378,7 +388,7 @@ class MoeRegion {
       product.num_panels = std::min(kMaxPanels, total - p);
       product.next = p + kMaxPanels < total ? product.weights : next;
       product.panels = mid_panels_ + (group.panel + p) * panel_size(width_);
-      multiply_panels(kernels_, call_.down, product, decoded(worker));
+      multiply_panels(kernels_, call_.down, product, decoded_[worker]);
       for (int64_t i = 0; i < product.num_panels; ++i) {
         const int64_t begin = group.begin + (p + i) * kPanelTokens;
         const int64_t tokens = std::min<int64_t>(kPanelTokens, group.end - begin);
@@ -407,13 +417,13 @@ class MoeRegion {
   int64_t num_few_tokens_ = 0;
   Activations mid_;         // [slots, F]
   const int64_t mid_rows_;  // in a task
-  int64_t out_rows_;        // in a task
   NodeTasks* nodes_ = nullptr;
   Round* rounds_ = nullptr;
   int64_t num_rounds_ = 1, max_panels_ = 0;
   uint16_t* x_panels_;    // [max_panels_, H / 2, 16, 2] a round's tokens, as many times as experts
   uint16_t* mid_panels_;  // [max_panels_, F / 2, 16, 2]
   float* scratch_;        // [workers, scratch_size_]
+  DecodedBlocks* decoded_;  // [workers]
   int64_t scratch_size_;
 };
 

@@ -89,6 +89,8 @@ KernelTable::KernelTable(const TierInfo& tier) : tier_(tier) {
         kernels_[q].multiply = entry.kernel->multiply;
         sources_[q] = level.name;
       }
+      if (!kernels_[q].multiply_and_decode)
+        kernels_[q].multiply_and_decode = entry.kernel->multiply_and_decode;
       if (!kernels_[q].decode) kernels_[q].decode = entry.kernel->decode;
       if (!kernels_[q].dequantise) kernels_[q].dequantise = entry.kernel->dequantise;
     }

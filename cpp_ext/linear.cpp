@@ -62,10 +62,9 @@ void linear_tiled(ThreadPool::Lease& lease, const KernelTable& kernels, const Ma
   const int64_t rows = task_size(matrix.stack * matrix.rows, lease.workers(), kMinRows, kMaxRows);
   const int64_t tasks = (matrix.rows + rows - 1) / rows;  // per matrix
   constexpr int64_t kTile = kPanelTokens * 16, kSums = kMaxPanels * kPanelTokens * kMaxRows;
-  constexpr int64_t kDecoded = kTileRows * kDecodeStride;
   uint16_t* panels = lease.arena().take<uint16_t>(matrix.stack * total * size);
   float* sums = lease.arena().take<float>(lease.workers() * kSums);
-  uint16_t* decoded = lease.arena().take<uint16_t>(lease.workers() * kDecoded);
+  uint16_t* decoded = lease.arena().take<uint16_t>(lease.workers() * 2 * kDecodeSize);
   const TileKernel& tiles = *kernels.tiles();
   TaskCounter counter;
   lease.run([&](int worker) {
@@ -80,6 +79,7 @@ void linear_tiled(ThreadPool::Lease& lease, const KernelTable& kernels, const Ma
       tiles.pack(token, count, matrix.cols, panels + i * size);
     }
     lease.barrier();
+    DecodedBlocks blocks(decoded + worker * 2 * kDecodeSize);
     for (int64_t task; (task = counter.take()) < matrix.stack * tasks;) {
       const int64_t s = task / tasks, first = task % tasks * rows;
       PanelProduct product;
@@ -90,7 +90,7 @@ void linear_tiled(ThreadPool::Lease& lease, const KernelTable& kernels, const Ma
       for (int64_t p = 0; p < total; p += kMaxPanels) {
         product.num_panels = std::min(kMaxPanels, total - p);
         product.panels = panels + (s * total + p) * size;
-        multiply_panels(kernels, matrix, product, decoded + worker * kDecoded);
+        multiply_panels(kernels, matrix, product, blocks);
         for (int64_t i = 0; i < product.num_panels; ++i) {
           const int64_t token = (p + i) * kPanelTokens;
           const int64_t count = std::min<int64_t>(kPanelTokens, tokens - token);

@@ -12,12 +12,12 @@ from kernels.blocks import product, random_stored  # noqa: E402
 from kernels.test_moe import Layer, assert_right, routed  # noqa: E402
 from kernels.test_products import linear  # noqa: E402
 
-FIRST = 16  # tokens
+FIRST = 9  # tokens
 QUANTISED = [quant for quant in _cpu.quant_types() if quant not in ("F32", "F16", "BF16")]
 PARENTS = {"amx": "avx512_vbmi", "amx_emulated": "generic"}
 TIERS = [tier for tier in PARENTS if tier in (*_cpu.tiers(), "amx_emulated")]
 tiers = pytest.mark.parametrize("tier", TIERS)
-UNEVEN = [1, 8, 12, FIRST - 1, FIRST, 17, 31, 33, 100, 270]  # the last: two runs of panels
+UNEVEN = [1, 5, FIRST - 1, FIRST, 12, 17, 31, 33, 100, 270]  # the last: two runs of panels
 
 
 def tile_tolerance(stored, x: np.ndarray) -> np.ndarray:
@@ -35,9 +35,10 @@ def tile_tolerance(stored, x: np.ndarray) -> np.ndarray:
 @tiers
 @pytest.mark.parametrize("quant", QUANTISED)
 def test_linear_through_tiles_agrees_with_float64(pool, rng, tier, quant):
-    for rows, cols in ((37, 768), (130, 1536)):
+    # A block of weights is decoded while the one before meets one or two panels, up to six, more.
+    for rows, cols, batches in ((37, 768, (FIRST, 16)), (130, 1536, (10, 33)), (66, 1024, (100,))):
         stored = random_stored(quant, (rows, cols), rng)
-        for tokens in (FIRST, 16, 17, 33):
+        for tokens in batches:
             x = rng.standard_normal((tokens, cols)).astype(np.float32)
             y, exact = linear(pool, tier, stored, x), product(stored, x)
             assert np.all(np.abs(y - exact) <= tile_tolerance(stored, x)), (rows, cols, tokens)
@@ -105,6 +106,8 @@ def run(layer, tier, threads, call, **options):
         (("Q4_K", "Q4_K", "Q6_K"), 768, 256),
         (("Q8_0", "IQ2_XXS", "Q4_0"), 256, 160),
         (("Q4_0", "Q8_0", "Q5_0"), 96, 544),
+        # Whole blocks: the first of up is decoded during the last of gate.
+        (("Q4_0", "Q4_0", "Q8_0"), 512, 512),
     ],
     ids=str,
 )

@@ -43,17 +43,22 @@ struct Multiply {
   int64_t y_stride;
 };
 
-// out[r * kDecodeStride + k] = weight[r][k] rounded to bfloat16, for 0 <= r < rows, 0 <= k < cols.
-// What lies behind in a row of `out` may be overwritten.
-constexpr int kDecodeStride = 512;
+// Rows of weights, rounded to bfloat16, as the left operands of tile products: [columns / 32]
+// [kTileRows][32]. What belongs to rows or columns beyond may be overwritten.
+constexpr int kTileCols = 32;  // columns are padded to a multiple of this
+constexpr int kTileRows = 32;  // weight rows in one product
+constexpr int kDecodeCols = 512;
+constexpr int kDecodeSize = kDecodeCols * kTileRows;
 struct Decode {
   const uint8_t* weights;  // the first row's first block, any alignment
   const uint8_t* next;     // what this thread decodes next, for the prefetcher; may be null
   int64_t row_bytes;       // from one row's block to the next's
-  int64_t rows;
-  int64_t cols;   // a multiple of the type's block size, at most kDecodeStride
-  uint16_t* out;  // [rows, kDecodeStride], 64-byte aligned
+  int64_t rows;            // at most kTileRows
+  int64_t cols;            // a multiple of the type's block size, at most kDecodeCols
+  uint16_t* out;           // [kDecodeSize], 64-byte aligned
 };
+
+struct TileProduct;
 
 // One (tier, quant) pair. A null member falls to the parent tier.
 struct Kernel {
@@ -61,21 +66,21 @@ struct Kernel {
   void (*decode)(const Decode& call) = nullptr;  // integer types only
   void (*dequantise)(const uint8_t* blocks, int64_t n,
                      float* out) = nullptr;  // n weights, a multiple of the block size
+  // Both at once, of kTileRows rows and kDecodeCols columns each; tiers without tiles have none.
+  void (*multiply_and_decode)(const TileProduct& product, const Decode& next) = nullptr;
 };
 
 // Products of bfloat16 tiles: 16 tokens are a panel, pairs of columns in the order
 // [columns / 2][16 tokens][2], zero beyond the tokens and columns there are.
 constexpr int kPanelTokens = 16;
-constexpr int kTileCols = 32;  // columns are padded to a multiple of this
-constexpr int kTileRows = 32;  // weight rows in one product
 
 // sums[i][p][r][t] (+)= sum over k of rows[16 i + r][k] * panel p's token t, for two tiles i of 16
 // rows and each of `num_panels` panels. Products are exact, sums are float32 in a fixed order.
 struct TileProduct {
-  const uint16_t* rows;  // [kTileRows, kDecodeStride] bfloat16
+  const uint16_t* rows;  // decoded
   const uint16_t* panels;
   int64_t panel_stride;  // from one panel to the next
-  int64_t cols;          // a multiple of kTileCols, at most kDecodeStride
+  int64_t cols;          // a multiple of kTileCols, at most kDecodeCols
   int64_t num_panels;
   float* sums;      // [2, num_panels, 16, 16], 64-byte aligned
   bool accumulate;  // false: what sums held is lost

@@ -48,4 +48,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx512_vnni, IQ1_M, multiply_laned<Format, 8>, decode<Natural<Format>>)
+HK2_EXPORT_DECODED(IQ1_M, Natural<Format>, multiply_laned<Format, 8>)

@@ -42,4 +42,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx512_vnni, IQ1_S, multiply_laned<Format, 8>, decode<Natural<Format>>)
+HK2_EXPORT_DECODED(IQ1_S, Natural<Format>, multiply_laned<Format, 8>)

@@ -37,4 +37,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx512_vnni, IQ2_XXS, multiply_laned<Format, 8>, decode<Natural<Format>>)
+HK2_EXPORT_DECODED(IQ2_XXS, Natural<Format>, multiply_laned<Format, 8>)

@@ -38,4 +38,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx512_vnni, IQ3_XXS, multiply_laned<Format, 8>, decode<Natural<Format>>)
+HK2_EXPORT_DECODED(IQ3_XXS, Natural<Format>, multiply_laned<Format, 8>)

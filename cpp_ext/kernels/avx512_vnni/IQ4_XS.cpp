@@ -25,4 +25,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx512_vnni, IQ4_XS, TiledKernel<Format>::multiply, decode<Format>)
+HK2_EXPORT_DECODED(IQ4_XS, Format, TiledKernel<Format>::multiply)

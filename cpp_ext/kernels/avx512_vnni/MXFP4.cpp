@@ -26,4 +26,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx512_vnni, MXFP4, TiledKernel<Format>::multiply, decode<Format>)
+HK2_EXPORT_DECODED(MXFP4, Format, TiledKernel<Format>::multiply)

@@ -42,4 +42,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx512_vnni, Q3_K, TiledKernel<Format>::multiply, decode<Format>)
+HK2_EXPORT_DECODED(Q3_K, Format, TiledKernel<Format>::multiply)

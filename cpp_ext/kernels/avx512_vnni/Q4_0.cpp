@@ -43,4 +43,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx512_vnni, Q4_0, TiledKernel<Format>::multiply, decode<Format>)
+HK2_EXPORT_DECODED(Q4_0, Format, TiledKernel<Format>::multiply)

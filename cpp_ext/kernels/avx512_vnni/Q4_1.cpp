@@ -21,4 +21,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx512_vnni, Q4_1, TiledKernel<Format>::multiply, decode<Format>)
+HK2_EXPORT_DECODED(Q4_1, Format, TiledKernel<Format>::multiply)

@@ -44,4 +44,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx512_vnni, Q4_K, TiledKernel<Format>::multiply, decode<Format>)
+HK2_EXPORT_DECODED(Q4_K, Format, TiledKernel<Format>::multiply)

@@ -25,4 +25,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx512_vnni, Q5_1, TiledKernel<Format>::multiply, decode<Format>)
+HK2_EXPORT_DECODED(Q5_1, Format, TiledKernel<Format>::multiply)

@@ -27,4 +27,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx512_vnni, Q5_K, TiledKernel<Format>::multiply, decode<Format>)
+HK2_EXPORT_DECODED(Q5_K, Format, TiledKernel<Format>::multiply)

@@ -46,4 +46,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx512_vnni, Q6_K, TiledKernel<Format>::multiply, decode<Format>)
+HK2_EXPORT_DECODED(Q6_K, Format, TiledKernel<Format>::multiply)

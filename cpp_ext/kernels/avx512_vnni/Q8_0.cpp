@@ -32,4 +32,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx512_vnni, Q8_0, TiledKernel<Format>::multiply, decode<Format>)
+HK2_EXPORT_DECODED(Q8_0, Format, TiledKernel<Format>::multiply)

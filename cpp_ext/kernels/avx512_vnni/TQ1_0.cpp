@@ -56,4 +56,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx512_vnni, TQ1_0, TiledKernel<Format>::multiply, decode<Format>)
+HK2_EXPORT_DECODED(TQ1_0, Format, TiledKernel<Format>::multiply)

@@ -21,4 +21,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx512_vnni, TQ2_0, TiledKernel<Format>::multiply, decode<Format>)
+HK2_EXPORT_DECODED(TQ2_0, Format, TiledKernel<Format>::multiply)

@@ -47,23 +47,43 @@ HK2_INLINE __m512i decode_32(__m256i codes, const float scale[2], const float of
       rounded(_mm512_fmsub_ps(odd, scales, offsets)));
 }
 
+// A unit whose weights become bfloat16 32 at a time.
 template <class Format>
-HK2_INLINE void decode_unit(const Unit& w, uint16_t* out) {
-  constexpr bool kPair = Format::kGroup == 16;
-  alignas(64) float scales[16], offsets[16];
-  _mm512_store_ps(scales, w.scales);  // in the order of reduced lanes
-  _mm512_store_ps(offsets, _mm512_mul_ps(w.mins, _mm512_set1_ps(Format::kMinFactor)));
-  // Broadcasts shall be loads: as permutations of registers they would crowd the shuffles' port.
-  __asm__("" : "+m"(scales), "+m"(offsets));
-  for (int i = 0; i < 8; ++i) {
+class UnitDecoder {
+ public:
+  HK2_INLINE void load(const uint8_t* bytes) {
+    const Unit w = Format::load(bytes);
+    for (int j = 0; j < 4; ++j) codes_[j] = w.codes[j];
+    _mm512_store_ps(scales_, w.scales);  // in the order of reduced lanes
+    _mm512_store_ps(offsets_, _mm512_mul_ps(w.mins, _mm512_set1_ps(Format::kMinFactor)));
+    // Broadcasts shall be loads: as permutations of registers they would crowd the shuffles' port.
+    __asm__("" : "+m"(scales_), "+m"(offsets_));
+  }
+
+  // Weights 32 i .. 32 i + 31.
+  HK2_INLINE __m512i operator[](int i) const {
+    constexpr bool kPair = Format::kGroup == 16;
     const int g = 2 * i, h = g + 1;  // groups of 16
     const int one = i / 2 + 8 * (i % 2);
-    const float scale[2] = {scales[kPair ? g / 4 + 4 * (g % 4) : one],
-                            scales[kPair ? h / 4 + 4 * (h % 4) : one]};
-    const float offset[2] = {offsets[kPair ? g : i], offsets[kPair ? h : i]};
-    const __m256i codes = _mm512_extracti64x4_epi64(w.codes[i / 2], i % 2);
-    _mm512_store_si512(out + 32 * i, decode_32<Format>(codes, scale, offset));
+    const float scale[2] = {scales_[kPair ? g / 4 + 4 * (g % 4) : one],
+                            scales_[kPair ? h / 4 + 4 * (h % 4) : one]};
+    const float offset[2] = {offsets_[kPair ? g : i], offsets_[kPair ? h : i]};
+    const __m256i codes = _mm512_extracti64x4_epi64(codes_[i / 2], i % 2);
+    return decode_32<Format>(codes, scale, offset);
   }
+
+ private:
+  __m512i codes_[4];
+  alignas(64) float scales_[16], offsets_[16];
+};
+
+constexpr int64_t kTileStep = kTileRows * kTileCols;  // from 32 columns of a row to the next
+
+template <class Format>
+HK2_INLINE void decode_unit(const uint8_t* bytes, uint16_t* out) {
+  UnitDecoder<Format> weights;
+  weights.load(bytes);
+  for (int i = 0; i < 8; ++i) _mm512_store_si512(out + i * kTileStep, weights[i]);
 }
 
 template <class Format>
@@ -72,19 +92,28 @@ void decode(const Decode& call) {
   for (int64_t r = 0; r < call.rows; ++r) {
     const uint8_t* row = call.weights + r * call.row_bytes;
     const uint8_t* next = call.next ? call.next + r * call.row_bytes : row;
-    uint16_t* out = call.out + r * kDecodeStride;
+    uint16_t* out = call.out + r * kTileCols;
     const int64_t units = call.cols / kUnit;
     for (int64_t u = 0; u < units; ++u) {
       prefetch(next + u * kUnitBytes, kUnitBytes);
-      decode_unit<Format>(Format::load(row + u * kUnitBytes), out + u * kUnit);
+      decode_unit<Format>(row + u * kUnitBytes, out + u * kUnit * kTileRows);
     }
     if (call.cols % kUnit) {
       alignas(64) uint8_t tail[kUnitBytes];
-      decode_unit<Format>(Format::load(last_unit<Format>(row, call.cols, tail)),
-                          out + units * kUnit);
+      decode_unit<Format>(last_unit<Format>(row, call.cols, tail), out + units * kUnit * kTileRows);
     }
   }
 }
 
 }  // namespace
 }  // namespace hk2
+
+// The object's one exported symbol. Compiled for AMX, the same source is a product of tiles.
+#if defined(__AMX_BF16__)
+#include "../amx/decoding_product.h"
+#define HK2_EXPORT_DECODED(quant, Decoded, ...) \
+  HK2_EXPORT(amx, quant, nullptr, nullptr, nullptr, multiply_and_decode<Decoded>)
+#else
+#define HK2_EXPORT_DECODED(quant, Decoded, ...) \
+  HK2_EXPORT(avx512_vnni, quant, __VA_ARGS__, decode<Decoded>)
+#endif

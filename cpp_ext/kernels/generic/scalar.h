@@ -86,10 +86,11 @@ struct QuantisedKernel {
   }
 
   static void decode(const Decode& call) {
-    alignas(64) float values[kDecodeStride] = {};
+    alignas(64) float values[kDecodeCols] = {};
     for (int64_t r = 0; r < call.rows; ++r) {
       dequantise(call.weights + r * call.row_bytes, call.cols, values);
-      round_to_bfloat16(values, kDecodeStride, call.out + r * kDecodeStride);
+      for (int64_t k = 0; k < kDecodeCols; k += kTileCols)
+        round_to_bfloat16(values + k, kTileCols, call.out + k * kTileRows + r * kTileCols);
     }
   }
 

@@ -1,0 +1,2 @@
+// IQ1_M, decoded between the products of tiles.
+#include "../avx512_vnni/IQ1_M.cpp"
