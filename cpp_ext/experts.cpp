@@ -111,8 +111,8 @@ class MoeRegion {
   float* scratch(int worker) { return scratch_ + worker * scratch_size_; }
 
   // Rows in the next task of down. Through tiles long ones, so that few workers read an expert's
-  // panels, and shorter and shorter, so that the slowest worker is not waited for: where two
-  // hyperthreads share a core's tiles a worker may take three times as long as another.
+  // panels, and shorter and shorter, so that the slowest worker is not waited for: one core's tiles
+  // may take three times as long as another's.
   int64_t out_rows(int64_t rows_left, bool mostly_tiled) const {
     if (!mostly_tiled) return task_size(hidden_, lease_.workers(), kOutRows, kMaxRows);
     const int64_t share = rows_left * lease_.nodes() / (2 * lease_.workers());
