@@ -120,7 +120,7 @@ class ExpertsHybrid(ExpertsCpu):
         stream_mb: int = 1000,
         gpu_experts: int = 0,
         gpu_experts_mb: int = 0,
-        over_bus: bool = True,
+        over_bus: bool = False,
         deferred_experts: int = 0,
     ) -> None:
         """stream_mb: VRAM for experts on their way, in 10^6 bytes, for all layers together.

@@ -77,16 +77,12 @@ class DecodeGraphs:
         """True where each span is one token; graphs compute the logits of all."""
         return len(spans) <= MAX_SEQUENCES and all(span.num_tokens == 1 for span in spans)
 
-    def prepare(self, num_sequences: int) -> "_Step":
-        """Compiles and captures the step of so many sequences, if it was not yet."""
-        if num_sequences not in self._steps:
-            self._steps[num_sequences] = self._capture(num_sequences)
-        return self._steps[num_sequences]
-
     def run(self, spans: Sequence[Span]) -> list[torch.Tensor | None]:
         """KimiK2.forward for such spans; their caches have room for the token."""
         num_sequences = len(spans)
-        step = self.prepare(num_sequences)
+        if num_sequences not in self._steps:
+            self._steps[num_sequences] = self._capture(num_sequences)
+        step = self._steps[num_sequences]
         token_ids = [span.token_ids[0] for span in spans]
         step.h.copy_(self._modules["model.embed_tokens"].rows(token_ids))
         for row, span in enumerate(spans):

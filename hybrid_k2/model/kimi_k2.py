@@ -56,12 +56,6 @@ class KimiK2:
         return self._decode_graphs
 
     @torch.inference_mode()
-    def prepare(self) -> None:
-        """Does now what a first answer would wait for: decode of one sequence is captured."""
-        if self._decode_graphs is not None:
-            self._decode_graphs.prepare(1)
-
-    @torch.inference_mode()
     def forward(self, spans: Sequence[Span]) -> list[torch.Tensor | None]:
         """One step over all spans together, so that weights are read once; advances each cache.
 

@@ -60,11 +60,10 @@ def models(kernels):
     """
     on_cpu = Placement("cpu")
     on_gpu = Placement("cuda:0")
-    on_both = Placement(
-        "cuda:0",
-        experts="experts_hybrid",
-    )
-    some = Placement("cuda:0", experts="experts_hybrid", experts_kwargs={"gpu_experts": 10})
+    over_bus = {"over_bus": True}
+    on_both = Placement("cuda:0", experts="experts_hybrid", experts_kwargs=over_bus)
+    kwargs = over_bus | {"gpu_experts": 10}
+    some = Placement("cuda:0", experts="experts_hybrid", experts_kwargs=kwargs)
     made = tuple(
         KimiK2(CONFIG, synthetic_modules(CONFIG, placement, RUNTIME, kernels), NUM_PAGES)
         for placement in (on_cpu, on_gpu, on_both, some)
@@ -108,13 +107,13 @@ def test_captured_decode_gives_the_logits_of_the_cpu(models, lengths):
 
 @pytest.mark.parametrize("num_sequences", [1, 3])
 def test_captured_decode_defers_as_the_cpu_does(kernels, num_sequences):
-    deferring = {"deferred_experts": 2}
+    deferring, over_bus = {"deferred_experts": 2}, {"over_bus": True}
     exact, on_cpu, on_gpu = (
         KimiK2(CONFIG, synthetic_modules(CONFIG, placement, RUNTIME, kernels), NUM_PAGES)
         for placement in (
             Placement("cpu"),
             Placement("cpu", experts_kwargs=deferring),
-            Placement("cuda:0", experts="experts_hybrid", experts_kwargs=deferring),
+            Placement("cuda:0", experts="experts_hybrid", experts_kwargs=deferring | over_bus),
         )
     )
     rng = np.random.default_rng(num_sequences)

@@ -285,8 +285,9 @@ def test_a_captured_steps_experts_are_found_in_vram_and_in_host_memory(
 @pytest.mark.usefixtures("pretended_gpu")
 def test_without_experts_of_its_own_the_gpu_has_no_part_in_a_captured_step():
     context = BackendContext(SimpleNamespace(), RUNTIME, open_cpu_kernels(RUNTIME))
-    on_cpu, on_both = layer(np.random.default_rng(6), ("Q4_0",) * 3, context, over_bus=False)
-    _, mixed = layer(np.random.default_rng(6), ("Q4_0", "Q5_0", "Q4_0"), context)
+    on_cpu, on_both = layer(np.random.default_rng(6), ("Q4_0",) * 3, context)
+    quants = ("Q4_0", "Q5_0", "Q4_0")
+    _, mixed = layer(np.random.default_rng(6), quants, context, over_bus=True)
     for experts in (on_cpu, on_both, mixed):
         assert experts.on_bus is None and experts.gpu_hits((4, TOP_K), BUS_HITS) is None
 
