@@ -28,6 +28,7 @@ from hybrid_k2.model.pages import PAGE_TOKENS, OutOfPages, pages_of
 
 if TYPE_CHECKING:
     from hybrid_k2.backends.kernel_counters import KernelCounters
+    from hybrid_k2.backends.routing_statistics import RoutingStatistics
     from hybrid_k2.checkpoint import Checkpoint
     from hybrid_k2.config import RuntimeConfig
     from hybrid_k2.engine.loader import Progress
@@ -43,6 +44,7 @@ class EngineCore:
     eos_token_ids: end an answer unless the request says `ignore_eos`.  context: most tokens of
     prompt and answer.
     prefix_cache: keeps what requests have computed for others; None keeps it in the pool only.
+    routing: what the model's experts count in; written when the engine is closed.
     find_non_finite: names the first stored tensor that holds NaN or infinity; asked only after the
     model gave one.
     """
@@ -57,6 +59,7 @@ class EngineCore:
         prefill_chunk: int,
         max_sequences: int,
         prefix_cache: PrefixCache | None = None,
+        routing: "RoutingStatistics | None" = None,
         find_non_finite: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.vocab_size = vocab_size
@@ -68,6 +71,7 @@ class EngineCore:
         self._runner: Runner | None = Runner(model)
         self._scheduler = Scheduler(max_sequences=max_sequences, prefill_chunk=prefill_chunk)
         self._prefix_cache = prefix_cache or PrefixCache(model.pool)
+        self._routing = routing
         self._next_id = itertools.count()
         self._live: dict[int, Sequence] = {}
         self._outputs: list[StepOutput] = []  # not handed to anybody yet
@@ -92,12 +96,17 @@ class EngineCore:
         raises stops it.
         """
         from hybrid_k2.checkpoint.finite import is_finite
-        from hybrid_k2.engine.loader import load_model, open_prefix_cache
+        from hybrid_k2.engine.loader import (
+            load_model,
+            open_prefix_cache,
+            open_routing_statistics,
+        )
 
         config = checkpoint.config
         if runtime.cache_dir is not None:
             prepare_directory(Path(runtime.cache_dir))
-        model = load_model(checkpoint, plan, runtime, progress)
+        routing = open_routing_statistics(checkpoint, plan, runtime)
+        model = load_model(checkpoint, plan, runtime, progress, routing)
         return cls(
             model,
             vocab_size=config.vocab_size,
@@ -106,6 +115,7 @@ class EngineCore:
             prefill_chunk=plan.prefill_chunk,
             max_sequences=runtime.max_sequences,
             prefix_cache=open_prefix_cache(checkpoint, plan, runtime, model.pool),
+            routing=routing,
             find_non_finite=lambda: next(
                 (name for name, tensor in checkpoint.tensors.items() if not is_finite(tensor)), None
             ),
@@ -237,6 +247,8 @@ class EngineCore:
         for request_id in list(self._live):
             self.abort(request_id)
         self._prefix_cache.close()
+        if self._routing is not None:
+            self._routing.save()
         self._runner = None
         del self._prefix_cache
 

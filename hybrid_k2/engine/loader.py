@@ -16,6 +16,7 @@ import torch
 from hybrid_k2.backends import registry
 from hybrid_k2.backends.context import BackendContext
 from hybrid_k2.backends.cpu_kernels import CpuKernels, open_cpu_kernels
+from hybrid_k2.backends.routing_statistics import SHARED_KEY, RoutingStatistics
 from hybrid_k2.backends.vram import hold_to
 from hybrid_k2.backends.weight_memory import allocate
 from hybrid_k2.checkpoint.bulk_read import BulkReader
@@ -42,11 +43,14 @@ def load_model(
     plan: "Plan",
     runtime: RuntimeConfig,
     progress: Progress | None = None,
+    routing: RoutingStatistics | None = None,
 ) -> KimiK2:
     """Builds the planned backends, each once its bytes were read: no token waits for the disk.
 
     Weights stay where the file is mapped unless their rule says `load: ram` or their backend copies
-    them. An exception raised by `progress`, or Ctrl-C, ends loading within a few chunks. Raises
+    them.  routing: decides which experts stay in VRAM, and counts for the next start.
+
+    An exception raised by `progress`, or Ctrl-C, ends loading within a few chunks. Raises
     ModelFileError for a file that changed or cannot be read.
     """
     report = progress or (lambda phase, done_bytes, total_bytes: None)
@@ -59,7 +63,7 @@ def load_model(
     total_bytes = sum(entry.module.num_bytes for entry in plan.entries)
     done_bytes = 0
     modules: dict[str, Any] = {}
-    shared: dict[str, Any] = {}
+    shared: dict[str, Any] = {} if routing is None else {SHARED_KEY: routing}
 
     def count(num_bytes: int) -> None:
         nonlocal done_bytes
@@ -99,6 +103,22 @@ def open_prefix_cache(
         disk = DiskCache(Path(runtime.cache_dir), runtime.cache_quota_bytes, identity, pool)
     is_on_gpu = any(pages.device.type != "cpu" for pages in pool.pages)
     return PrefixCache(pool, ram_bytes=runtime.cache_ram_bytes if is_on_gpu else 0, disk=disk)
+
+
+def open_routing_statistics(
+    checkpoint: "Checkpoint", plan: "Plan", runtime: RuntimeConfig
+) -> RoutingStatistics | None:
+    """Those in the cache directory; None without one. They are the model's, whatever the rules."""
+    if runtime.cache_dir is None:
+        return None
+    digest = hashlib.sha256(repr(checkpoint.config).encode())
+    for entry in plan.entries:
+        if entry.module.module_class == "Router":
+            for _, tensor in sorted(entry.module.tensors.items()):
+                digest.update(tensor.data.reshape(-1)[:_SAMPLE_BYTES].tobytes())
+    identity = digest.hexdigest()
+    path = Path(runtime.cache_dir) / f"routing-{identity[:32]}.json"
+    return RoutingStatistics(checkpoint.config.n_routed_experts, path, identity)
 
 
 def model_identity(checkpoint: "Checkpoint", plan: "Plan") -> str:
