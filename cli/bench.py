@@ -191,6 +191,11 @@ def experts(
     help="Of each layer, to keep in VRAM: those that a prompt of 2048 tokens used most.",
 )
 @click.option(
+    "--over-bus",
+    is_flag=True,
+    help="In decode the GPU computes some experts where they lie in RAM.",
+)
+@click.option(
     "--skew",
     type=click.FloatRange(0.001, 1.0),
     default=0.01,
@@ -226,6 +231,7 @@ def step(
     device: str,
     experts: str,
     gpu_experts: int,
+    over_bus: bool,
     skew: float,
     top_k: int,
     vram: str,
@@ -267,8 +273,9 @@ def step(
     if device != "cpu" and device not in hardware.vram:
         raise BadInputError(f"--device {device}: {hardware.describe_gpus()}")
     experts = experts or registry.default_placement("Experts", device)[0]
-    experts_kwargs = {"gpu_experts": gpu_experts} if gpu_experts else None
-    registry.find_backend(experts, "Experts").resolve_kwargs(experts_kwargs or {})
+    wanted = {"gpu_experts": gpu_experts, "over_bus": over_bus}
+    experts_kwargs = {key: value for key, value in wanted.items() if value}
+    registry.find_backend(experts, "Experts").resolve_kwargs(experts_kwargs)
     needed = layers * experts_bytes(K2, quant)
     if needed > hardware.ram_available:
         raise BadInputError(
