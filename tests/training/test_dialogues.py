@@ -10,7 +10,7 @@ from collections import Counter
 from functools import cache
 
 import pytest
-from demo_k2 import dialogues, evaluate, patterns, tools, vocabulary, world
+from demo_k2 import dialogues, evaluate, knowledge, patterns, tools, vocabulary, world
 from demo_k2.encode import Encoder, last_question
 from demo_k2.samples import FULL_WEIGHT
 from demo_k2.typing_slips import as_people_type
@@ -314,3 +314,22 @@ def test_what_is_known_of_the_world_is_said_whole() -> None:
         for made in world.exchanges(Draw(seed)):
             assert made.answer[-1] == "." and made.answer[-2] != "." and made.answer[0].isupper()
             assert "<" not in made.question and "|" not in made.question + made.answer
+
+
+def test_short_questions_follow_only_what_makes_them_clear() -> None:
+    seen = 0
+    for seed in range(400):
+        first, *others = knowledge.exchanges(Draw(seed))
+        for made in others:
+            seen += 1
+            kind = "opposite" if "opposite" in first.answer else "capital"
+            kind = "comes" if "comes" in first.answer else kind
+            assert kind in made.answer and len(made.question) < 40
+    assert seen > 40
+
+
+def test_what_is_answered_by_hand_is_known_whatever_its_form() -> None:
+    for asked in ("What is a volcano?", "Tell me a fact about volcanos.", "Why is the sky blue?"):
+        assert world.answers(asked)
+    for asked in ("What is a scarf?", "Is a volcano dangerous?", "Why is the sky grey?", "Hello"):
+        assert not world.answers(asked)

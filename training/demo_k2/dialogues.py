@@ -111,7 +111,7 @@ def dialogue(number: int, held_out: bool = False, pieces: Sequence[str] = ()) ->
     draw = Draw(f"{'held out' if held_out else 'train'} {number}", held_out, pieces)
     kind = draw.choices(
         ["tools", "about", "smalltalk", "puzzles", "knowledge", "world", "mixed", "recollection"],
-        [21, 32, 8, 12, 4, 9, 11, 3],
+        [21, 30, 8, 12, 4, 9, 11, 5],
     )[0]
     if kind == "tools":
         made = with_tools(draw)
@@ -143,7 +143,7 @@ def in_turn(kind: str, draw: Draw) -> list[Exchange]:
     if kind == "puzzles":
         return [puzzles.exchange(draw)]
     if kind == "knowledge":
-        return [knowledge.exchange(draw)]
+        return knowledge.exchanges(draw)
     if kind == "world":
         return world.exchanges(draw) + asked_on(draw)
     topics = about() if kind == "about" else smalltalk()

@@ -300,9 +300,54 @@ KINDS: tuple[Callable[[Draw], Exchange], ...] = (
 )
 
 
-def exchange(draw: Draw) -> Exchange:
-    """One of all kinds."""
-    return draw.choice(KINDS)(draw)
+def exchanges(draw: Draw) -> list[Exchange]:
+    """One of all kinds, at times with short questions that only its question makes clear."""
+    kind = draw.choice(KINDS)
+    made = [kind(draw)]
+    if kind in AGAIN and draw.maybe(0.5):
+        made += [AGAIN[kind](draw) for _ in range(draw.choice([1, 1, 2]))]
+    return made
+
+
+def capital_again(draw: Draw) -> Exchange:
+    country, city = draw.choice(list(CAPITALS.items()))
+    return Exchange(
+        again(country, draw, f"And the capital of {country}?"),
+        f"The capital of {country} is {city.replace('_', ' ')}.",
+        f"Now the capital of {country}.",
+    )
+
+
+def opposite_again(draw: Draw) -> Exchange:
+    word, other = draw.choice(list(OPPOSITES.items()))
+    return Exchange(
+        again(word, draw, f'And of "{word}"?'),
+        f"The opposite of {word} is {other}.",
+        f"Now the opposite of {word}.",
+    )
+
+
+def calendar_again(draw: Draw) -> Exchange:
+    names = draw.choice([words.DAYS, words.MONTHS])
+    index = draw.randrange(len(names))
+    word, step = draw.choice([("after", 1), ("before", -1)])
+    asked = draw.choice(["And", "What about", "And what comes", "What comes"])
+    other = names[(index + step) % len(names)]
+    return Exchange(
+        f"{asked} {word} {names[index]}?",
+        f"{other} comes {word} {names[index]}.",
+        f"Now what comes {word} {names[index]}.",
+    )
+
+
+AGAIN = {capital: capital_again, opposite: opposite_again, calendar: calendar_again}
+
+
+def again(what: str, draw: Draw, whole: str) -> str:
+    """The last question once more, about something else."""
+    return draw.choice(
+        [whole, f"And of {what}?", f"And {what}?", f"What about {what}?", f"And for {what}?"]
+    )
 
 
 def recollection(draw: Draw) -> list[tuple[str, str]]:
