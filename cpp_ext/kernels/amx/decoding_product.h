@@ -43,6 +43,7 @@ class DecodeBetween {
 template <class Format>
 void multiply_and_decode(const TileProduct& call, const Decode& next) {
   constexpr int64_t kUnits = kDecodeSize / kUnit, kSteps = kDecodeCols / kTileCols;
+  static_assert(kUnits == 4 * kSteps, "one unit a step lasts for four passes, four for one");
   int64_t unit = 0;
   for (int64_t p = 0; p < call.num_panels; p += 2) {
     if (unit == kUnits) {
