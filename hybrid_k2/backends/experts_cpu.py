@@ -41,8 +41,8 @@ class ExpertsCpu:
         deferred_experts: int = 0,
     ) -> None:
         """deferred_experts: of a decoded token, those of least weight, whose results the model adds
-        a layer later, so that the CPU has them to compute while a GPU does attention; the last
-        layer defers none.
+        a layer later, so that the CPU has them to compute while a GPU does attention; never
+        those that the GPU computes, and none of the last layer.
         """
         if deferred_experts:
             most = context.config.num_experts_per_tok

@@ -11,7 +11,7 @@ from hybrid_k2.backends.linear import LinearCpu, LinearGpu
 from hybrid_k2.backends.mlp import MlpGpu
 from hybrid_k2.backends.norm import Norm
 from hybrid_k2.backends.router import Router
-from hybrid_k2.model.decode_graph import refusal
+from hybrid_k2.model.decode_graph import DecodeGraphs, refusal
 
 CONFIG = SimpleNamespace(q_lora_rank=1536)
 
@@ -64,3 +64,20 @@ def test_anything_else_is_refused_by_name(modules, name, module, says):
 
 def test_queries_without_a_low_rank_are_refused(modules):
     assert refusal(SimpleNamespace(q_lora_rank=None), modules) == "queries have no low rank"
+
+
+@pytest.mark.parametrize(("bus_s", "share"), [(3.0, 0.25), (1.0, 0.5), (0.0, 1.0), (-0.1, 1.0)])
+def test_the_bus_takes_the_share_with_which_it_ends_when_the_cpu_does(bus_s, share, monkeypatch):
+    graphs = object.__new__(DecodeGraphs)
+    graphs._config = SimpleNamespace(num_experts_per_tok=8)
+    step = SimpleNamespace(h=torch.zeros(2, 4), bus_hits=[None])
+    seen = []
+
+    def replay(step, num_sequences):
+        seen.append((step.bus_hits[0], num_sequences, len(step.h.unique())))
+        return 1.0  # of the CPU, with all 16 hits
+
+    monkeypatch.setattr(graphs, "_replay", replay)
+    monkeypatch.setattr(graphs, "_alone", lambda step: 0.5 + bus_s * step.bus_hits[0] / 16)
+    assert graphs._measured_share(step, 2) == pytest.approx(share)
+    assert set(seen) == {(0, 2, 8)}, "all on the CPU, each token another"
