@@ -49,7 +49,8 @@ def test_nothing_in_cpp_reads_the_environment_or_prints(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=relative)
-def test_no_header_includes_a_source_and_no_header_lacks_a_guard(file: Path) -> None:
-    assert not [name for name in includes(file) if name.endswith(".cpp")]
+def test_a_source_is_compiled_once_more_by_its_namesake_only_and_headers_have_guards(file) -> None:
+    sources = [name for name in includes(file) if name.endswith(".cpp")]
+    assert sources in ([], [f"../avx512_vnni/{file.name}"])
     if file.suffix == ".h":
         assert re.search(r"#pragma once|#ifndef HK2_", file.read_text(encoding="utf-8"))
