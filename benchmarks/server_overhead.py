@@ -6,9 +6,9 @@ Both run the same engine on the same prompt, greedily, in turns, from the first 
 The ratio of the best rounds is the figure on a quiet machine; where that and the ratio of the
 medians differ, the machine is not, and neither means much. The client is a process of its own that
 does nothing but read the socket. Beside the ratio stands the processor's time that the server's
-thread takes, which other programs disturb less. Without a model the demo model runs: its token costs
-some 7 milliseconds on two cores, K2's about a hundred, so that the ratio there is the worst that
-will be seen.
+thread takes, which other programs disturb less. Without a model the demo model runs: its token
+costs some 7 milliseconds on two cores, K2's about a hundred, so that the ratio there is the worst
+that will be seen.
 """
 
 import argparse
