@@ -39,11 +39,12 @@ class PagePool(PageAllocator):
             for device, dtype in placements
         ]
         self.rows = [pages.flatten(0, 1) for pages in self.pages]  # row 64 p + i: token i of page p
+        self._bytes = [pages.view(torch.uint8).flatten(1) for pages in self.pages]
 
     @property
     def page_bytes(self) -> int:
         """Bytes of one page over all layers."""
-        return sum(columns.stop - columns.start for columns in self._columns())
+        return sum(pages.shape[1] for pages in self._bytes)
 
     def new_cache(self) -> "LatentCache":
         """An empty sequence's."""
@@ -67,17 +68,10 @@ class PagePool(PageAllocator):
         """Each layer's bytes of each page, and their place in the page's row. Copied one by one:
         indexing with a list of pages copies a number at a time, at 0.7 GB/s.
         """
+        sizes = [pages.shape[1] for pages in self._bytes]
         for page_id, row in zip(page_ids, rows, strict=True):
-            for pages, columns in zip(self.pages, self._columns(), strict=True):
-                yield pages[page_id].view(torch.uint8).flatten(), row[columns]
-
-    def _columns(self) -> Iterator[slice]:
-        """Where each layer lies in a page's bytes."""
-        first = 0
-        for pages in self.pages:
-            last = first + pages[0].numel() * pages.element_size()
-            yield slice(first, last)
-            first = last
+            for pages, part in zip(self._bytes, row.split(sizes), strict=True):
+                yield pages[page_id], part
 
     def copy_page(self, source: int, destination: int) -> None:
         """Copies a page in every layer."""
