@@ -10,6 +10,7 @@ Knows the formats' sizes through hybrid_k2.quant only.
 import argparse
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +18,7 @@ import gguf
 import numpy as np
 
 from hybrid_k2 import demo_model
+from hybrid_k2.bench.synthetic_model import K2
 from hybrid_k2.checkpoint import open_checkpoint
 from hybrid_k2.checkpoint.gguf_names import to_gguf
 from hybrid_k2.checkpoint.gguf_writer import add_k2_metadata, tensor_shapes
@@ -32,29 +34,14 @@ ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
 
 def wide_config(num_moe_layers: int, num_experts: int) -> K2Config:
     """Kimi-K2-Instruct's config.json with fewer layers, perhaps fewer experts, and few tokens."""
-    return K2Config(
+    return replace(
+        K2,
         name=f"Kimi K2 width, 1 dense and {num_moe_layers} MoE layers, random",
         vocab_size=VOCAB_SIZE,
-        hidden_size=7168,
-        intermediate_size=18432,
-        moe_intermediate_size=2048,
         num_hidden_layers=1 + num_moe_layers,
-        first_k_dense_replace=1,
         n_routed_experts=num_experts,
-        n_shared_experts=1,
-        num_experts_per_tok=8,
-        routed_scaling_factor=2.827,
-        norm_topk_prob=True,
-        num_attention_heads=64,
-        q_lora_rank=1536,
-        kv_lora_rank=512,
-        qk_nope_head_dim=128,
-        qk_rope_head_dim=64,
-        v_head_dim=128,
         max_position_embeddings=131072,
-        rope_theta=50000.0,
         rope_scaling=YarnConfig(factor=32.0, original_max_position_embeddings=4096),
-        rms_norm_eps=1e-6,
     )
 
 

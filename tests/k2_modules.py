@@ -18,18 +18,15 @@ from hybrid_k2.quant.stored import StoredTensor
 
 REAL_K2 = replace(K2, max_position_embeddings=131072, rope_scaling=YarnConfig(32.0, 4096))
 
-TINY_K2 = K2Config(
+TINY_K2 = replace(
+    K2,
     vocab_size=512,
     hidden_size=256,
     intermediate_size=512,
     moe_intermediate_size=256,
     num_hidden_layers=4,
-    first_k_dense_replace=1,
     n_routed_experts=8,
-    n_shared_experts=1,
     num_experts_per_tok=2,
-    routed_scaling_factor=2.827,
-    norm_topk_prob=True,
     num_attention_heads=4,
     q_lora_rank=None,
     kv_lora_rank=256,
@@ -37,9 +34,7 @@ TINY_K2 = K2Config(
     qk_rope_head_dim=32,
     v_head_dim=64,
     max_position_embeddings=4096,
-    rope_theta=50000.0,
     rope_scaling=None,
-    rms_norm_eps=1e-6,
 )
 
 

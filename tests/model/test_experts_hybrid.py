@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from expert_oracle import grouped_experts
 
 pytest.importorskip("hybrid_k2._cpu", reason="the C++ extension is not built")
 pytest.importorskip("triton", reason="the table of experts in VRAM needs it")
@@ -72,22 +73,6 @@ def dequantise(matrix):
 def silu_multiply(gate_up):
     gate, up = gate_up.float().chunk(2, dim=1)
     return (torch.nn.functional.silu(gate) * up).bfloat16()
-
-
-def grouped_experts(x, expert_ids, weights, table):
-    def matrix(part, expert):
-        (rows, cols), form = part.shape, part.quant
-        blocks = part.data[part.offsets[expert] :][: form.num_bytes(rows * cols)]
-        return form.dequantise(blocks.view(rows, -1))
-
-    y = torch.zeros_like(x)
-    for token, k in np.ndindex(*expert_ids.shape):
-        expert = int(expert_ids[token, k])
-        if expert >= 0 and table.gate.offsets[expert] >= 0:
-            gate, up, down = (matrix(part, expert) for part in (table.gate, table.up, table.down))
-            hidden = torch.nn.functional.silu(gate @ x[token]) * (up @ x[token])
-            y[token] += weights[token, k] * (down @ hidden)
-    return y
 
 
 KERNELS = {

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from expert_oracle import grouped_experts
 
 pytest.importorskip("triton", reason="triton is not installed")
 pytest.importorskip("hybrid_k2._cpu", reason="the C++ extension is not built")
@@ -23,7 +24,6 @@ from hybrid_k2.backends.experts_hybrid import ExpertsHybrid
 from hybrid_k2.backends.linear import LinearGpu
 from hybrid_k2.backends.mlp import MlpGpu
 from hybrid_k2.backends.norm import Norm
-from hybrid_k2.backends.reference import swiglu
 from hybrid_k2.backends.router import Router
 from hybrid_k2.bench.synthetic_model import K2, Placement, synthetic_modules
 from hybrid_k2.config import RuntimeConfig
@@ -75,20 +75,6 @@ def mla_decode(query, pages, block_table, lengths, scale, rank):
         rows = pages[table.long()].flatten(0, 1)[:length].float()
         attended.append((q @ rows.T * scale).softmax(-1) @ rows[:, :rank])
     return torch.stack(attended)
-
-
-def grouped_experts(x, expert_ids, weights, table):
-    def matrix(part, expert):
-        (rows, cols), form = part.shape, part.quant
-        blocks = part.data[part.offsets[expert] :][: form.num_bytes(rows * cols)]
-        return form.dequantise(blocks.view(rows, -1))
-
-    y = torch.zeros_like(x)
-    for token, k in (expert_ids >= 0).nonzero().tolist():
-        expert = int(expert_ids[token, k])
-        gate, up, down = (matrix(part, expert) for part in (table.gate, table.up, table.down))
-        y[token] += weights[token, k] * swiglu(x[token], gate, up, down)
-    return y
 
 
 @pytest.fixture
