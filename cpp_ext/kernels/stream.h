@@ -59,6 +59,28 @@ void multiply(const Multiply& call) {
   }
 }
 
+// For a Tile whose lanes are tokens: `kLanes`, `kMinTokens` (fewer are faster in the row kernel) and
+// `static void multiply_tile(const Multiply&)` for at most kRowBlock rows.
+constexpr int64_t kRowBlock = 128;  // rows that meet the activations of a tile; they stay in L2
+
+template <class Row, class Tile>
+void multiply_in_tiles(const Multiply& call) {
+  if (call.tokens <= kSameBits) return multiply<Row>(call);
+  for (int64_t begin = 0; begin < call.rows; begin += kRowBlock) {
+    Multiply part = call;
+    part.weights += begin * call.row_bytes;
+    part.y += begin;
+    part.rows = call.rows - begin < kRowBlock ? call.rows - begin : kRowBlock;
+    if (begin + part.rows < call.rows) part.next = part.weights + part.rows * call.row_bytes;
+    for (; part.tokens >= Tile::kMinTokens; part.tokens -= Tile::kLanes) {
+      Tile::multiply_tile(part);
+      part.x += Tile::kLanes;
+      part.y += Tile::kLanes * part.y_stride;
+    }
+    if (part.tokens > 0) multiply<Row>(part);
+  }
+}
+
 }  // namespace
 }  // namespace hk2
 

@@ -11,48 +11,16 @@
 namespace hk2 {
 namespace {
 
-constexpr int kLanes = 8;           // tokens in a tile
-constexpr int kMinLanes = 5;        // fewer are faster in the row kernel
-constexpr int kChunkUnits = 4;      // 1024 columns: 8 KB of transposed codes
-constexpr int64_t kRowBlock = 128;  // rows for which a transposition is used; they stay in L2
+constexpr int kChunkUnits = 4;  // 1024 columns: 8 KB of transposed codes
 
 template <class Format>
 class TiledKernel {
  public:
+  static constexpr int kLanes = 8, kMinTokens = 5;
+
   static void multiply(const Multiply& call) {
-    if (call.tokens <= kSameBits) return hk2::multiply<QuantisedRow<Format>>(call);
-    for (int64_t begin = 0; begin < call.rows; begin += kRowBlock) {
-      Multiply part = call;
-      part.weights += begin * call.row_bytes;
-      part.y += begin;
-      part.rows = call.rows - begin < kRowBlock ? call.rows - begin : kRowBlock;
-      if (begin + part.rows < call.rows) part.next = part.weights + part.rows * call.row_bytes;
-      for (; part.tokens >= kMinLanes; part.tokens -= kLanes) {
-        multiply_tile(part);
-        part.x += kLanes;
-        part.y += kLanes * part.y_stride;
-      }
-      if (part.tokens > 0) hk2::multiply<QuantisedRow<Format>>(part);
-    }
+    multiply_in_tiles<QuantisedRow<Format>, TiledKernel>(call);
   }
-
- private:
-  static constexpr int kGroups = kUnit / Format::kGroup;  // per unit
-  static constexpr int kUnitBytes = kUnit / Format::kBlock * Format::kBlockBytes;
-
-  // Activations of eight tokens and one chunk of columns.
-  struct Chunk {
-    __m256i codes[kChunkUnits * kUnit / 4];  // [columns / 4] four columns of each token
-    __m256i scales[kChunkUnits * 8];         // [blocks of 32] float
-    __m256i sums[kChunkUnits * kGroups];     // [groups] float
-  };
-
-  struct UnpackedRow {
-    __m256i codes[8];
-    __m256i magnitudes[Format::kSigned ? 8 : 1];  // unsigned codes are their own
-    alignas(32) float scales[16];
-    alignas(32) float mins[16];
-  };
 
   static void multiply_tile(const Multiply& call) {
     const int tokens = static_cast<int>(call.tokens < kLanes ? call.tokens : kLanes);
@@ -73,6 +41,24 @@ class TiledKernel {
       for (int t = 0; t < tokens; ++t) call.y[t * call.y_stride + r] = lanes[t];
     }
   }
+
+ private:
+  static constexpr int kGroups = kUnit / Format::kGroup;  // per unit
+  static constexpr int kUnitBytes = kUnit / Format::kBlock * Format::kBlockBytes;
+
+  // Activations of eight tokens and one chunk of columns.
+  struct Chunk {
+    __m256i codes[kChunkUnits * kUnit / 4];  // [columns / 4] four columns of each token
+    __m256i scales[kChunkUnits * 8];         // [blocks of 32] float
+    __m256i sums[kChunkUnits * kGroups];     // [groups] float
+  };
+
+  struct UnpackedRow {
+    __m256i codes[8];
+    __m256i magnitudes[Format::kSigned ? 8 : 1];  // unsigned codes are their own
+    alignas(32) float scales[16];
+    alignas(32) float mins[16];
+  };
 
   template <int R>
   static HK2_INLINE void add_rows(const Multiply& call, const Chunk& chunk, int64_t first,

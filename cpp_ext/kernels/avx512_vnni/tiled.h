@@ -12,28 +12,34 @@
 namespace hk2 {
 namespace {
 
-constexpr int kLanes = 16;                 // tokens in a tile
-constexpr int kMinTokens = kSameBits + 1;  // below, the row kernel with its tiles of four is faster
-constexpr int kChunkUnits = 4;             // 1024 columns: 16 KB of transposed codes
-constexpr int64_t kRowBlock = 128;  // rows for which a transposition is used; they stay in L2
+constexpr int kChunkUnits = 4;  // 1024 columns: 16 KB of transposed codes
 
 template <class Format>
 class TiledKernel {
  public:
+  static constexpr int kLanes = 16, kMinTokens = kSameBits + 1;
+
   static void multiply(const Multiply& call) {
-    if (call.tokens < kMinTokens) return hk2::multiply<QuantisedRow<Format>>(call);
-    for (int64_t begin = 0; begin < call.rows; begin += kRowBlock) {
-      Multiply part = call;
-      part.weights += begin * call.row_bytes;
-      part.y += begin;
-      part.rows = call.rows - begin < kRowBlock ? call.rows - begin : kRowBlock;
-      if (begin + part.rows < call.rows) part.next = part.weights + part.rows * call.row_bytes;
-      for (; part.tokens >= kMinTokens; part.tokens -= kLanes) {
-        multiply_tile(part);
-        part.x += kLanes;
-        part.y += kLanes * part.y_stride;
-      }
-      if (part.tokens > 0) hk2::multiply<QuantisedRow<Format>>(part);
+    multiply_in_tiles<QuantisedRow<Format>, TiledKernel>(call);
+  }
+
+  static void multiply_tile(const Multiply& call) {
+    const int tokens = static_cast<int>(call.tokens < kLanes ? call.tokens : kLanes);
+    const int64_t units = (call.cols + kUnit - 1) / kUnit;
+    Chunk chunk;
+    __m512 total[kRowBlock];
+    for (int64_t r = 0; r < call.rows; ++r) total[r] = _mm512_setzero_ps();
+    for (int64_t u = 0; u < units; u += kChunkUnits) {
+      const int count = static_cast<int>(units - u < kChunkUnits ? units - u : kChunkUnits);
+      transpose_activations(call.x, tokens, u, count, chunk);
+      int64_t r = 0;
+      for (; r + 4 <= call.rows; r += 4) add_rows<4>(call, chunk, r, u, count, total + r);
+      for (; r < call.rows; ++r) add_rows<1>(call, chunk, r, u, count, total + r);
+    }
+    for (int64_t r = 0; r < call.rows; ++r) {
+      alignas(64) float lanes[kLanes];
+      _mm512_store_ps(lanes, total[r]);
+      for (int t = 0; t < tokens; ++t) call.y[t * call.y_stride + r] = lanes[t];
     }
   }
 
@@ -58,26 +64,6 @@ class TiledKernel {
   // Where the scale of a group lies in Unit::scales.
   static constexpr int lane_of_group(int g) {
     return Format::kGroup == 16 ? 4 * (g % 4) + g / 4 : g / 2 + 8 * (g % 2);
-  }
-
-  static void multiply_tile(const Multiply& call) {
-    const int tokens = static_cast<int>(call.tokens < kLanes ? call.tokens : kLanes);
-    const int64_t units = (call.cols + kUnit - 1) / kUnit;
-    Chunk chunk;
-    __m512 total[kRowBlock];
-    for (int64_t r = 0; r < call.rows; ++r) total[r] = _mm512_setzero_ps();
-    for (int64_t u = 0; u < units; u += kChunkUnits) {
-      const int count = static_cast<int>(units - u < kChunkUnits ? units - u : kChunkUnits);
-      transpose_activations(call.x, tokens, u, count, chunk);
-      int64_t r = 0;
-      for (; r + 4 <= call.rows; r += 4) add_rows<4>(call, chunk, r, u, count, total + r);
-      for (; r < call.rows; ++r) add_rows<1>(call, chunk, r, u, count, total + r);
-    }
-    for (int64_t r = 0; r < call.rows; ++r) {
-      alignas(64) float lanes[kLanes];
-      _mm512_store_ps(lanes, total[r]);
-      for (int t = 0; t < tokens; ++t) call.y[t * call.y_stride + r] = lanes[t];
-    }
   }
 
   template <int R>
