@@ -29,17 +29,31 @@ class Runner:
         return self._model.counters()
 
     def run(self, batch: list[Work]) -> list[np.ndarray | None]:
-        """Computes the batch in one forward pass and advances its caches.
+        """Computes the batch and advances its caches; those that decode go first and by themselves.
 
-        Returns for each work float32 [vocab] logits after its last token, None where the prompt
-        goes on.
+        A few tokens and many go through other kernels, which round differently: together, the
+        length of a prompt that is read would decide how an answer beside it is rounded. Returns for
+        each work float32 [vocab] logits after its last token, None where the prompt goes on.
         """
+        decoding = [work for work in batch if work.num_tokens == 1]
+        reading = [work for work in batch if work.num_tokens > 1]
+        results = {id(work): rows for part in (decoding, reading) for work, rows in self._run(part)}
+        return [results[id(work)] for work in batch]
+
+    def _run(self, batch: list[Work]) -> list[tuple[Work, np.ndarray | None]]:
+        """One forward pass."""
+        if not batch:
+            return []
         spans = []
         for work in batch:
             sequence, start = work.sequence, work.sequence.cache.length
             token_ids = sequence.token_ids[start : start + work.num_tokens]
             spans.append(Span(sequence.cache, token_ids, "last" if work.needs_logits else "none"))
-        return [None if rows is None else rows[-1].numpy() for rows in self._model.forward(spans)]
+        logits = self._model.forward(spans)
+        return [
+            (work, None if rows is None else rows[-1].numpy())
+            for work, rows in zip(batch, logits, strict=True)
+        ]
 
     def logits(self, token_ids: TokenIds[int], cache: Any, chunk_tokens: int) -> np.ndarray:
         """Logits after every token of a given text: float32 [len(token_ids), vocab].

@@ -32,7 +32,8 @@ class Scheduler:
 
     A step runs every sequence that decodes and one chunk of one prompt. Prompts take turns, so a
     short prompt waits for at most one chunk of each longer one, and no answer ever waits for more
-    than a chunk.
+    than a chunk. A prompt's last token runs with those that decode: its logits are then the same
+    whether the tokens before it were computed in the step before or found in a cache.
     """
 
     def __init__(self, *, max_sequences: int, prefill_chunk: int) -> None:
@@ -77,7 +78,7 @@ class Scheduler:
         if reading:
             first, *others = reading
             if read:
-                work.append(Work(first, min(first.num_pending, self._prefill_chunk)))
+                work.append(Work(first, min(first.num_pending - 1, self._prefill_chunk)))
             self.running = [*decoding, *others, first]
         return work
 

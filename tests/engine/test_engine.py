@@ -90,6 +90,18 @@ def test_an_answer_goes_on_while_a_long_prompt_is_read():
         assert [o.request_id for o in engine.step() if o.token_id is not None] == [talker]
 
 
+def test_what_decodes_and_what_is_read_go_through_the_model_apart():
+    model = FakeModel()
+    engine = open_engine(model)
+    answering = engine.submit([1, 2], GREEDY)
+    engine.step()
+    reading = engine.submit([3] * 9, GREEDY)
+    model.steps.clear()
+    drain(engine, [answering, reading])
+    kinds = [{count > 1 for count in step} for step in model.steps]
+    assert all(len(kind) == 1 for kind in kinds) and {True} in kinds and {False} in kinds
+
+
 def test_no_more_sequences_run_than_were_asked_for():
     model = FakeModel()
     engine = open_engine(model, max_sequences=2)
@@ -165,7 +177,7 @@ def test_an_aborted_prompt_is_reported_frees_its_place_and_is_not_computed_furth
     model.steps.clear()
     first = engine.step()
     assert [(o.request_id, o.finish_reason) for o in first if o.finish_reason] == [(long, "abort")]
-    assert model.steps == [[2]]
+    assert model.steps == [[1]]  # of two: the last is for the next step
     assert drain(engine, [waiting])[0][1].finish_reason == "length"
     [(_, again)] = run(engine, [1] * 100)
     assert again.num_cached_tokens == 4  # the chunk read before the abort was kept
