@@ -1,6 +1,7 @@
-"""Samples the conversations of chats.txt, whose user turns people wrote, for people to judge.
+"""Samples the conversations of a file, whose user turns were written by hand, for people to judge.
 
-`PYTHONPATH=training python -m demo_k2.chats [MODEL] > chats.md`; the seed makes them repeatable.
+`PYTHONPATH=training python -m demo_k2.chats [MODEL] [chats_again.txt] > chats.md`; without a file
+those of chats.txt. The seed makes them repeatable.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from hybrid_k2 import Engine, SamplingParams
 MAX_TOKENS = 160
 
 
-def conversations(engine: Engine) -> Iterator[list[tuple[str, str]]]:
+def conversations(engine: Engine, file: str) -> Iterator[list[tuple[str, str]]]:
     """Yields (question, answer) lists, each conversation sampled with its own seed."""
-    text = Path(__file__).with_name("chats.txt").read_text(encoding="utf-8")
+    text = Path(__file__).with_name(file).read_text(encoding="utf-8")
     for seed, line in enumerate(text.splitlines(), 1):
         params = SamplingParams(temperature=TEMPERATURE, max_tokens=MAX_TOKENS, seed=seed)
         messages: list[dict[str, str]] = []
@@ -32,8 +33,9 @@ def conversations(engine: Engine) -> Iterator[list[tuple[str, str]]]:
 
 
 def main() -> None:
-    with Engine.open(sys.argv[1] if len(sys.argv) > 1 else None) as engine:
-        for number, turns in enumerate(conversations(engine), 1):
+    model, file = [*sys.argv[1:], None, None][:2]
+    with Engine.open(model) as engine:
+        for number, turns in enumerate(conversations(engine, file or "chats.txt"), 1):
             print(f"**{number}**\n")
             for question, answer in turns:
                 print(f"> {question}\n\n{answer}\n")
