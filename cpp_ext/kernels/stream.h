@@ -59,10 +59,10 @@ void multiply(const Multiply& call) {
   }
 }
 
-// For a Tile whose lanes are tokens: `kLanes`, `kMinTokens` (fewer are faster in the row kernel) and
-// `static void multiply_tile(const Multiply&)` for at most kRowBlock rows.
 constexpr int64_t kRowBlock = 128;  // rows that meet the activations of a tile; they stay in L2
 
+// Tile: its lanes are tokens. `kLanes`, `kMinTokens` (fewer are faster in the row kernel), and
+// `static void multiply_tile(const Multiply&)` for at most kRowBlock rows.
 template <class Row, class Tile>
 void multiply_in_tiles(const Multiply& call) {
   if (call.tokens <= kSameBits) return multiply<Row>(call);

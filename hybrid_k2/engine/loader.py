@@ -100,7 +100,13 @@ def open_prefix_cache(
     disk = None
     if runtime.cache_dir is not None:
         identity = {"model": model_identity(checkpoint, plan)}
-        disk = DiskCache(Path(runtime.cache_dir), runtime.cache_quota_bytes, identity, pool)
+        disk = DiskCache(
+            Path(runtime.cache_dir),
+            runtime.cache_quota_bytes,
+            identity,
+            pool,
+            num_threads=runtime.resolved_threads,
+        )
     is_on_gpu = any(pages.device.type != "cpu" for pages in pool.pages)
     return PrefixCache(pool, ram_bytes=runtime.cache_ram_bytes if is_on_gpu else 0, disk=disk)
 

@@ -35,13 +35,14 @@ class Runner:
         length of a prompt that is read would decide how an answer beside it is rounded. Returns for
         each work float32 [vocab] logits after its last token, None where the prompt goes on.
         """
-        decoding = [work for work in batch if work.num_tokens == 1]
-        reading = [work for work in batch if work.num_tokens > 1]
-        results = {id(work): rows for part in (decoding, reading) for work, rows in self._run(part)}
+        results: dict[int, np.ndarray | None] = {}
+        for is_decode in (True, False):
+            part = [work for work in batch if (work.num_tokens == 1) is is_decode]
+            for work, rows in zip(part, self._forward(part), strict=True):
+                results[id(work)] = None if rows is None else rows[-1].numpy()
         return [results[id(work)] for work in batch]
 
-    def _run(self, batch: list[Work]) -> list[tuple[Work, np.ndarray | None]]:
-        """One forward pass."""
+    def _forward(self, batch: list[Work]) -> list[Any]:
         if not batch:
             return []
         spans = []
@@ -49,11 +50,7 @@ class Runner:
             sequence, start = work.sequence, work.sequence.cache.length
             token_ids = sequence.token_ids[start : start + work.num_tokens]
             spans.append(Span(sequence.cache, token_ids, "last" if work.needs_logits else "none"))
-        logits = self._model.forward(spans)
-        return [
-            (work, None if rows is None else rows[-1].numpy())
-            for work, rows in zip(batch, logits, strict=True)
-        ]
+        return self._model.forward(spans)
 
     def logits(self, token_ids: TokenIds[int], cache: Any, chunk_tokens: int) -> np.ndarray:
         """Logits after every token of a given text: float32 [len(token_ids), vocab].
