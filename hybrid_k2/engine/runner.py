@@ -35,12 +35,12 @@ class Runner:
         length of a prompt that is read would decide how an answer beside it is rounded. Returns for
         each work float32 [vocab] logits after its last token, None where the prompt goes on.
         """
-        results: dict[int, np.ndarray | None] = {}
-        for is_decode in (True, False):
-            part = [work for work in batch if (work.num_tokens == 1) is is_decode]
+        results: dict[Work, np.ndarray | None] = {}
+        for is_one_token in (True, False):
+            part = [work for work in batch if (work.num_tokens == 1) is is_one_token]
             for work, rows in zip(part, self._forward(part), strict=True):
-                results[id(work)] = None if rows is None else rows[-1].numpy()
-        return [results[id(work)] for work in batch]
+                results[work] = None if rows is None else rows[-1].numpy()
+        return [results[work] for work in batch]
 
     def _forward(self, batch: list[Work]) -> list[Any]:
         if not batch:
