@@ -25,7 +25,7 @@ class ScriptedModel(FakeModel):
     """Gives the next token of the reply a probability near one.
 
     replies: text of the last message -> reply, parts of which may be control tokens by name, each
-    a part of its own.
+    a part of its own. A reply whose last part is ENDLESS goes on until it is aborted.
     """
 
     def __init__(self, tokenizer: Tokenizer, replies: dict[str, Sequence[str]]) -> None:
@@ -59,12 +59,15 @@ class ScriptedModel(FakeModel):
             raise ArithmeticError("/secret/path crashed")
         if text == ENDLESS:
             return ord("a") + len(begun) % 26
-        reply = self.ids(self._replies.get(text, [f"You said: {text}"]))
+        parts = self._replies.get(text, [f"You said: {text}"])
+        goes_on = parts[-1] == ENDLESS
+        reply = self.ids(parts[:-1] if goes_on else parts)
         thinks = {special("<think>"), special("</think>")}
         if reply[0] not in thinks:  # then the template wrote those before the answer, if any
             begun = list(itertools.dropwhile(thinks.__contains__, begun))
-        # Past its end where a grammar has lengthened it.
-        return [*reply, special("<|im_end|>")][min(len(begun), len(reply))]
+        end = ord("a") if goes_on else special("<|im_end|>")
+        # Past its end where it is endless or a grammar has lengthened it.
+        return [*reply, end][min(len(begun), len(reply))]
 
     def ids(self, parts: Sequence[str]) -> list[int]:
         ids: list[int] = []

@@ -67,7 +67,7 @@ def test_usage_says_what_the_prefix_cache_saved(serve):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_stop_string_ends_the_answer_before_it(serve, stream):
-    server = serve(ScriptedEngine({"count": ["one two three" + " four" * 500]}, context=4000))
+    server = serve(ScriptedEngine({"count": ["one two three", ENDLESS]}, context=1_000_000))
     answer = server.client().chat.completions.create(
         model="k2",
         messages=[{"role": "user", "content": "count"}],
@@ -279,10 +279,8 @@ def test_null_means_left_out(serve):
 
 
 def test_two_clients_are_answered_at_once(serve):
-    server = serve(ScriptedEngine())
-    endless = server.client().chat.completions.create(
-        model="k2", messages=ENDLESSLY, stream=True, max_tokens=900
-    )
+    server = serve(ScriptedEngine(context=1_000_000))
+    endless = server.client().chat.completions.create(model="k2", messages=ENDLESSLY, stream=True)
     next(endless)
     answer = server.client().chat.completions.create(model="k2", messages=HELLO)
     assert answer.choices[0].message.content == "You said: hello"

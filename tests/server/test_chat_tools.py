@@ -4,7 +4,7 @@ import json
 
 import openai
 import pytest
-from server.scripted_engine import ScriptedEngine
+from server.scripted_engine import ENDLESS, ScriptedEngine
 
 B, E = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
 b, a, e = "<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"
@@ -82,7 +82,7 @@ def test_parallel_calls_can_be_turned_off(serve, stream):
 
 
 def test_generating_ends_with_the_only_call_wanted(serve):
-    server = serve(ScriptedEngine({"hello": [*TWO, "x" * 200]}))
+    server = serve(ScriptedEngine({"hello": [*TWO, ENDLESS]}, context=1_000_000))
     server.client().chat.completions.create(
         model="k2", messages=QUESTION, tools=TOOLS, parallel_tool_calls=False
     )

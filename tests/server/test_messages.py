@@ -187,8 +187,8 @@ def test_a_call_cut_by_length_is_not_called_one(serve, stream):
 
 @both
 def test_a_stop_sequence_is_named(serve, stream):
-    server = serve(ScriptedEngine({"hello": ["one two three" + " four" * 50]}))
-    message = create(server, stream, stop_sequences=["zzz", " thr"])
+    server = serve(ScriptedEngine({"hello": ["one two three", ENDLESS]}, context=1_000_000))
+    message = create(server, stream, stop_sequences=["zzz", " thr"], max_tokens=20_000)
     assert message.content[0].text == "one two"
     assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", " thr")
     assert server.next_end() == "abort"
