@@ -18,8 +18,8 @@ class DecodeBetween {
   HK2_INLINE void step() {
     for (int u = 0; u < Units; ++u, ++unit_) {
       const int64_t r = unit_ / kPerRow, k = unit_ % kPerRow;
-      const int64_t offset = r * block_.row_bytes + k * kUnitBytes;
-      if (block_.next) prefetch(block_.next + offset, kUnitBytes);
+      const int64_t offset = r * block_.row_bytes + k * kBytes;
+      if (block_.next) prefetch(block_.next + offset, kBytes);
       weights_[u].load(block_.weights + offset);
       out_[u] = block_.out + r * kTileCols + k * kUnit * kTileRows;
     }
@@ -31,7 +31,7 @@ class DecodeBetween {
   }
 
  private:
-  static constexpr int kUnitBytes = kUnit / Format::kBlock * Format::kBlockBytes;
+  static constexpr int kBytes = kUnitBytes<Format>;
   static constexpr int kPerRow = kDecodeCols / kUnit;
 
   const Decode& block_;

@@ -36,4 +36,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, IQ1_M, TiledKernel<Format>::multiply)
+HK2_EXPORT(avx2, IQ1_M, Tiled<Format>::multiply)

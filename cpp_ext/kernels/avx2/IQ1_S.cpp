@@ -28,4 +28,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, IQ1_S, TiledKernel<Format>::multiply)
+HK2_EXPORT(avx2, IQ1_S, Tiled<Format>::multiply)

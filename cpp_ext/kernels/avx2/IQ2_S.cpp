@@ -32,4 +32,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, IQ2_S, TiledKernel<Format>::multiply)
+HK2_EXPORT(avx2, IQ2_S, Tiled<Format>::multiply)

@@ -34,4 +34,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, IQ2_XS, TiledKernel<Format>::multiply)
+HK2_EXPORT(avx2, IQ2_XS, Tiled<Format>::multiply)

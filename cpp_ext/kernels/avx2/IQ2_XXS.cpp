@@ -31,4 +31,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, IQ2_XXS, TiledKernel<Format>::multiply)
+HK2_EXPORT(avx2, IQ2_XXS, Tiled<Format>::multiply)

@@ -29,4 +29,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, IQ3_S, TiledKernel<Format>::multiply)
+HK2_EXPORT(avx2, IQ3_S, Tiled<Format>::multiply)

@@ -27,4 +27,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, IQ3_XXS, TiledKernel<Format>::multiply)
+HK2_EXPORT(avx2, IQ3_XXS, Tiled<Format>::multiply)

@@ -25,4 +25,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, IQ4_XS, TiledKernel<Format>::multiply)
+HK2_EXPORT(avx2, IQ4_XS, Tiled<Format>::multiply)

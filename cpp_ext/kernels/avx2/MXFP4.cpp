@@ -25,4 +25,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, MXFP4, TiledKernel<Format>::multiply)
+HK2_EXPORT(avx2, MXFP4, Tiled<Format>::multiply)

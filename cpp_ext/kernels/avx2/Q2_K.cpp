@@ -30,4 +30,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, Q2_K, TiledKernel<Format>::multiply)
+HK2_EXPORT(avx2, Q2_K, Tiled<Format>::multiply)

@@ -39,4 +39,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, Q3_K, TiledKernel<Format>::multiply)
+HK2_EXPORT(avx2, Q3_K, Tiled<Format>::multiply)

@@ -22,4 +22,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, Q4_0, TiledKernel<Format>::multiply)
+HK2_EXPORT(avx2, Q4_0, Tiled<Format>::multiply)

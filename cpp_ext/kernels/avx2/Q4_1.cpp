@@ -23,4 +23,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, Q4_1, TiledKernel<Format>::multiply)
+HK2_EXPORT(avx2, Q4_1, Tiled<Format>::multiply)

@@ -24,4 +24,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, Q4_K, TiledKernel<Format>::multiply)
+HK2_EXPORT(avx2, Q4_K, Tiled<Format>::multiply)

@@ -26,4 +26,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, Q5_0, TiledKernel<Format>::multiply)
+HK2_EXPORT(avx2, Q5_0, Tiled<Format>::multiply)

@@ -27,4 +27,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, Q5_1, TiledKernel<Format>::multiply)
+HK2_EXPORT(avx2, Q5_1, Tiled<Format>::multiply)

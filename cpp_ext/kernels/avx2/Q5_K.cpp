@@ -32,4 +32,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, Q5_K, TiledKernel<Format>::multiply)
+HK2_EXPORT(avx2, Q5_K, Tiled<Format>::multiply)

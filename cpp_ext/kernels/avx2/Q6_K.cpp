@@ -38,4 +38,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, Q6_K, TiledKernel<Format>::multiply)
+HK2_EXPORT(avx2, Q6_K, Tiled<Format>::multiply)

@@ -19,4 +19,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, Q8_0, TiledKernel<Format>::multiply)
+HK2_EXPORT(avx2, Q8_0, Tiled<Format>::multiply)

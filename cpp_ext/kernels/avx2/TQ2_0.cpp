@@ -23,4 +23,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT(avx2, TQ2_0, TiledKernel<Format>::multiply)
+HK2_EXPORT(avx2, TQ2_0, Tiled<Format>::multiply)

@@ -9,12 +9,11 @@
 
 #include <immintrin.h>
 
+#include "../units.h"
 #include "fields.h"
 
 namespace hk2 {
 namespace {
-
-constexpr int kUnit = 256;
 
 struct Unit {
   __m256i codes[8];
@@ -22,36 +21,18 @@ struct Unit {
   __m256 mins[2];
 };
 
-// The blocks behind the last whole unit of a row, filled up with zero blocks in `tail` (one unit);
-// the activations are padded with zeros.
-template <class Format>
-HK2_INLINE const uint8_t* last_unit(const uint8_t* row, int64_t cols, uint8_t* tail) {
-  constexpr unsigned kUnitBytes = kUnit / Format::kBlock * Format::kBlockBytes;
-  const unsigned used = static_cast<unsigned>(cols % kUnit) / Format::kBlock * Format::kBlockBytes;
-  memset(tail, 0, kUnitBytes);
-  memcpy(tail, row + cols / kUnit * kUnitBytes, used);
-  return tail;
-}
-
 // Format: kGroup (16 or 32), kSigned, kBlock (weights), kBlockBytes, `static void load(const
 // uint8_t*, Unit&)`.
 template <class Format>
-struct QuantisedRow {
-  static constexpr int kUnitBytes = kUnit / Format::kBlock * Format::kBlockBytes;
-
-  struct Sum {
-    __m256 products;
-    __m256 offsets;
-  };
-
-  static HK2_INLINE __m256i multiply_codes(__m256i w, __m256i x) {
-    const __m256i pairs = Format::kSigned
-                              ? _mm256_maddubs_epi16(_mm256_sign_epi8(w, w), _mm256_sign_epi8(x, w))
-                              : _mm256_maddubs_epi16(w, x);
-    return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+class UnitSum {
+ public:
+  static HK2_INLINE Unit load(const uint8_t* bytes) {
+    Unit w;
+    Format::load(bytes, w);
+    return w;
   }
 
-  static HK2_INLINE void add(const Unit& w, const ActivationRow& x, int64_t unit, Sum& sum) {
+  HK2_INLINE void add(const Unit& w, const ActivationRow& x, int64_t unit) {
     const int8_t* codes = x.codes + unit * kUnit;
     const __m256 x_scales = _mm256_loadu_ps(x.scales + unit * 8);
     alignas(32) float scales[16];
@@ -62,13 +43,11 @@ struct QuantisedRow {
           _mm256_permutevar8x32_ps(x_scales, _mm256_setr_epi32(4, 4, 5, 5, 6, 6, 7, 7));
       _mm256_store_ps(scales, _mm256_mul_ps(w.scales[0], lower));
       _mm256_store_ps(scales + 8, _mm256_mul_ps(w.scales[1], upper));
-      sum.offsets =
-          _mm256_fmadd_ps(w.mins[0], _mm256_loadu_ps(x.half_sums + unit * 16), sum.offsets);
-      sum.offsets =
-          _mm256_fmadd_ps(w.mins[1], _mm256_loadu_ps(x.half_sums + unit * 16 + 8), sum.offsets);
+      offsets_ = _mm256_fmadd_ps(w.mins[0], _mm256_loadu_ps(x.half_sums + unit * 16), offsets_);
+      offsets_ = _mm256_fmadd_ps(w.mins[1], _mm256_loadu_ps(x.half_sums + unit * 16 + 8), offsets_);
     } else {
       _mm256_store_ps(scales, _mm256_mul_ps(w.scales[0], x_scales));
-      sum.offsets = _mm256_fmadd_ps(w.mins[0], _mm256_loadu_ps(x.sums + unit * 8), sum.offsets);
+      offsets_ = _mm256_fmadd_ps(w.mins[0], _mm256_loadu_ps(x.sums + unit * 8), offsets_);
     }
     for (int b = 0; b < 8; ++b) {
       const __m256i product = multiply_codes(
@@ -77,38 +56,31 @@ struct QuantisedRow {
       const __m256 scale = Format::kGroup == 16 ? _mm256_set_m128(_mm_set1_ps(scales[2 * b + 1]),
                                                                   _mm_set1_ps(scales[2 * b]))
                                                 : _mm256_set1_ps(scales[b]);
-      sum.products = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(product), sum.products);
+      products_ = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(product), products_);
     }
   }
 
-  static HK2_INLINE float total(const Sum& sum) {
-    const __m256 difference = _mm256_sub_ps(sum.products, sum.offsets);
+  HK2_INLINE float total() const {
+    const __m256 difference = _mm256_sub_ps(products_, offsets_);
     __m128 v = _mm_add_ps(_mm256_castps256_ps128(difference), _mm256_extractf128_ps(difference, 1));
     v = _mm_add_ps(v, _mm_movehl_ps(v, v));
     return _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)));
   }
 
-  template <int N>
-  static void dot(const uint8_t* row, const uint8_t* ahead, int64_t cols, const ActivationRow* x,
-                  float* y, int64_t y_stride) {
-    Sum sum[N];
-    for (int i = 0; i < N; ++i) sum[i] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
-    const int64_t units = cols / kUnit;
-    for (int64_t u = 0; u < units; ++u) {
-      prefetch(ahead + u * kUnitBytes, kUnitBytes);
-      Unit w;
-      Format::load(row + u * kUnitBytes, w);
-      for (int i = 0; i < N; ++i) add(w, x[i], u, sum[i]);
-    }
-    if (cols % kUnit) {
-      alignas(64) uint8_t tail[kUnitBytes];
-      Unit w;
-      Format::load(last_unit<Format>(row, cols, tail), w);
-      for (int i = 0; i < N; ++i) add(w, x[i], units, sum[i]);
-    }
-    for (int i = 0; i < N; ++i) y[i * y_stride] = total(sum[i]);
+ private:
+  static HK2_INLINE __m256i multiply_codes(__m256i w, __m256i x) {
+    const __m256i pairs = Format::kSigned
+                              ? _mm256_maddubs_epi16(_mm256_sign_epi8(w, w), _mm256_sign_epi8(x, w))
+                              : _mm256_maddubs_epi16(w, x);
+    return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
   }
+
+  __m256 products_ = _mm256_setzero_ps();
+  __m256 offsets_ = _mm256_setzero_ps();
 };
+
+template <class Format>
+using QuantisedRow = RowOfUnits<Format, UnitSum<Format>>;
 
 HK2_INLINE __m256i low_nibbles(__m256i bytes) {
   return _mm256_and_si256(bytes, _mm256_set1_epi8(15));

@@ -25,4 +25,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT_DECODED(IQ4_XS, Format, TiledKernel<Format>::multiply)
+HK2_EXPORT_DECODED(IQ4_XS, Format, Tiled<Format>::multiply)

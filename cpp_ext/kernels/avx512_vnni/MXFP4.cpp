@@ -26,4 +26,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT_DECODED(MXFP4, Format, TiledKernel<Format>::multiply)
+HK2_EXPORT_DECODED(MXFP4, Format, Tiled<Format>::multiply)

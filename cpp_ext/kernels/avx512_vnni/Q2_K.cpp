@@ -27,4 +27,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT_DECODED(Q2_K, Format, TiledKernel<Format>::multiply)
+HK2_EXPORT_DECODED(Q2_K, Format, Tiled<Format>::multiply)

@@ -42,4 +42,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT_DECODED(Q3_K, Format, TiledKernel<Format>::multiply)
+HK2_EXPORT_DECODED(Q3_K, Format, Tiled<Format>::multiply)

@@ -43,4 +43,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT_DECODED(Q4_0, Format, TiledKernel<Format>::multiply)
+HK2_EXPORT_DECODED(Q4_0, Format, Tiled<Format>::multiply)

@@ -44,4 +44,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT_DECODED(Q4_K, Format, TiledKernel<Format>::multiply)
+HK2_EXPORT_DECODED(Q4_K, Format, Tiled<Format>::multiply)

@@ -25,4 +25,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT_DECODED(Q5_1, Format, TiledKernel<Format>::multiply)
+HK2_EXPORT_DECODED(Q5_1, Format, Tiled<Format>::multiply)

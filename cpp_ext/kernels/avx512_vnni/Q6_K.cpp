@@ -46,4 +46,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT_DECODED(Q6_K, Format, TiledKernel<Format>::multiply)
+HK2_EXPORT_DECODED(Q6_K, Format, Tiled<Format>::multiply)

@@ -32,4 +32,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT_DECODED(Q8_0, Format, TiledKernel<Format>::multiply)
+HK2_EXPORT_DECODED(Q8_0, Format, Tiled<Format>::multiply)

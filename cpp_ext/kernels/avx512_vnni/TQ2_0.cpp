@@ -21,4 +21,4 @@ struct Format {
 }  // namespace
 }  // namespace hk2
 
-HK2_EXPORT_DECODED(TQ2_0, Format, TiledKernel<Format>::multiply)
+HK2_EXPORT_DECODED(TQ2_0, Format, Tiled<Format>::multiply)

@@ -88,18 +88,18 @@ HK2_INLINE void decode_unit(const uint8_t* bytes, uint16_t* out) {
 
 template <class Format>
 void decode(const Decode& call) {
-  constexpr int kUnitBytes = kUnit / Format::kBlock * Format::kBlockBytes;
+  constexpr int kBytes = kUnitBytes<Format>;
   for (int64_t r = 0; r < call.rows; ++r) {
     const uint8_t* row = call.weights + r * call.row_bytes;
     const uint8_t* next = call.next ? call.next + r * call.row_bytes : row;
     uint16_t* out = call.out + r * kTileCols;
     const int64_t units = call.cols / kUnit;
     for (int64_t u = 0; u < units; ++u) {
-      prefetch(next + u * kUnitBytes, kUnitBytes);
-      decode_unit<Format>(row + u * kUnitBytes, out + u * kUnit * kTileRows);
+      prefetch(next + u * kBytes, kBytes);
+      decode_unit<Format>(row + u * kBytes, out + u * kUnit * kTileRows);
     }
     if (call.cols % kUnit) {
-      alignas(64) uint8_t tail[kUnitBytes];
+      alignas(64) uint8_t tail[kBytes];
       decode_unit<Format>(last_unit<Format>(row, call.cols, tail), out + units * kUnit * kTileRows);
     }
   }

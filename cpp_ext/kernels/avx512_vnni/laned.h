@@ -301,7 +301,7 @@ template <class Format, int kFew>
 void multiply_laned(const Multiply& call) {
   static_assert(kFew >= kSameBits, "the kernels sum in different orders");
   if (call.tokens <= kFew) return LanedRows<Format>::multiply(call);
-  TiledKernel<Natural<Format>>::multiply(call);
+  Tiled<Natural<Format>>::multiply(call);
 }
 
 }  // namespace

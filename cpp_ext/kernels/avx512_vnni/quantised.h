@@ -10,12 +10,10 @@
 
 #include <immintrin.h>
 
-#include "../stream.h"
+#include "../units.h"
 
 namespace hk2 {
 namespace {
-
-constexpr int kUnit = 256;
 
 struct Unit {
   __m512i codes[4];
@@ -49,29 +47,14 @@ HK2_INLINE __m512i reduce(const __m512i p[4]) {
   return _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
 }
 
-// The blocks behind the last whole unit of a row, filled up with zero blocks in `tail` (one unit);
-// the activations are padded with zeros.
-template <class Format>
-HK2_INLINE const uint8_t* last_unit(const uint8_t* row, int64_t cols, uint8_t* tail) {
-  constexpr unsigned kUnitBytes = kUnit / Format::kBlock * Format::kBlockBytes;
-  const unsigned used = static_cast<unsigned>(cols % kUnit) / Format::kBlock * Format::kBlockBytes;
-  memset(tail, 0, kUnitBytes);
-  memcpy(tail, row + cols / kUnit * kUnitBytes, used);
-  return tail;
-}
-
 // Format: kGroup (16 or 32), kMaxCode, kMinFactor, kBlock (weights), kBlockBytes, `static Unit
 // load(const uint8_t*)`.
 template <class Format>
-struct QuantisedRow {
-  static constexpr int kUnitBytes = kUnit / Format::kBlock * Format::kBlockBytes;
+class UnitSum {
+ public:
+  static HK2_INLINE Unit load(const uint8_t* bytes) { return Format::load(bytes); }
 
-  struct Sum {
-    __m512 products;
-    __m512 offsets;
-  };
-
-  static HK2_INLINE void add(const Unit& w, const ActivationRow& x, int64_t unit, Sum& sum) {
+  HK2_INLINE void add(const Unit& w, const ActivationRow& x, int64_t unit) {
     const int8_t* codes = x.codes + unit * kUnit;
     __m512i p[4];
     for (int j = 0; j < 4; ++j)
@@ -80,44 +63,31 @@ struct QuantisedRow {
     const __m512 scales = _mm512_permutexvar_ps(
         block_of_lane(), _mm512_castps256_ps512(_mm256_loadu_ps(x.scales + unit * 8)));
     const __m512 products = _mm512_cvtepi32_ps(reduce<Format::kMaxCode>(p));
-    sum.products = _mm512_fmadd_ps(_mm512_mul_ps(w.scales, scales), products, sum.products);
+    products_ = _mm512_fmadd_ps(_mm512_mul_ps(w.scales, scales), products, products_);
     const float* sums = Format::kGroup == 16 ? x.half_sums + unit * 16 : x.sums + unit * 8;
     if (Format::kGroup == 16) {
-      sum.offsets = _mm512_fmadd_ps(w.mins, _mm512_loadu_ps(sums), sum.offsets);
+      offsets_ = _mm512_fmadd_ps(w.mins, _mm512_loadu_ps(sums), offsets_);
     } else {
-      sum.offsets = _mm512_castps256_ps512(_mm256_fmadd_ps(_mm512_castps512_ps256(w.mins),
-                                                           _mm256_loadu_ps(sums),
-                                                           _mm512_castps512_ps256(sum.offsets)));
+      offsets_ = _mm512_castps256_ps512(_mm256_fmadd_ps(
+          _mm512_castps512_ps256(w.mins), _mm256_loadu_ps(sums), _mm512_castps512_ps256(offsets_)));
     }
   }
 
-  static HK2_INLINE float total(const Sum& sum) {
+  HK2_INLINE float total() const {
     const float offsets =
         Format::kGroup == 16
-            ? _mm512_reduce_add_ps(sum.offsets)
-            : _mm512_reduce_add_ps(_mm512_zextps256_ps512(_mm512_castps512_ps256(sum.offsets)));
-    return _mm512_reduce_add_ps(sum.products) - Format::kMinFactor * offsets;
+            ? _mm512_reduce_add_ps(offsets_)
+            : _mm512_reduce_add_ps(_mm512_zextps256_ps512(_mm512_castps512_ps256(offsets_)));
+    return _mm512_reduce_add_ps(products_) - Format::kMinFactor * offsets;
   }
 
-  template <int N>
-  static void dot(const uint8_t* row, const uint8_t* ahead, int64_t cols, const ActivationRow* x,
-                  float* y, int64_t y_stride) {
-    Sum sum[N];
-    for (int i = 0; i < N; ++i) sum[i] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-    const int64_t units = cols / kUnit;
-    for (int64_t u = 0; u < units; ++u) {
-      prefetch(ahead + u * kUnitBytes, kUnitBytes);
-      const Unit w = Format::load(row + u * kUnitBytes);
-      for (int i = 0; i < N; ++i) add(w, x[i], u, sum[i]);
-    }
-    if (cols % kUnit) {
-      alignas(64) uint8_t tail[kUnitBytes];
-      const Unit w = Format::load(last_unit<Format>(row, cols, tail));
-      for (int i = 0; i < N; ++i) add(w, x[i], units, sum[i]);
-    }
-    for (int i = 0; i < N; ++i) y[i * y_stride] = total(sum[i]);
-  }
+ private:
+  __m512 products_ = _mm512_setzero_ps();
+  __m512 offsets_ = _mm512_setzero_ps();
 };
+
+template <class Format>
+using QuantisedRow = RowOfUnits<Format, UnitSum<Format>>;
 
 // 32 bytes of nibbles become 64 codes: low nibbles in the lower half of the vector, high nibbles in
 // the upper half.
