@@ -9,8 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# A busy machine is not a failure. CI asks for hypothesis' own profile `ci`, which also draws the
+# same examples in every run.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 # Triton decides when it is first imported, by whichever test, whether its own functions are
 # interpreted.

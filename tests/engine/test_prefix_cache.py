@@ -287,7 +287,7 @@ actions = st.lists(
 
 
 @pytest.mark.parametrize("tiers", ["pool", "ram", "disk"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(actions=actions, num_pages=st.integers(7, 14))
 def test_any_history_answers_as_without_a_cache_and_loses_no_page(
     tiers, actions, num_pages, tmp_path_factory

@@ -66,9 +66,7 @@ def test_the_good_file_is_used(good, place):
     assert answer(place.parents[1]) == 192
 
 
-@settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_file_with_any_byte_changed_is_skipped(good, place, data):
     content = bytearray(good.read_bytes())
@@ -80,9 +78,7 @@ def test_a_file_with_any_byte_changed_is_skipped(good, place, data):
     assert answer(place.parents[1]) in (0, 64, 128) or in_header
 
 
-@settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_file_cut_anywhere_or_with_more_behind_it_is_skipped(good, place, data, caplog):
     content = good.read_bytes()

@@ -70,7 +70,7 @@ JSON = st.recursive(
 TYPES = st.sampled_from(["object", "array", "string", "integer", "number", "null", "boolean"])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.dictionaries(KEYWORDS, JSON, max_size=5), TYPES, st.booleans())
 def test_any_json_object_is_a_schema_or_an_error_that_says_where(
     schema: dict[str, Any], kind: str, is_strict: bool
@@ -135,9 +135,7 @@ def test_a_form_that_cannot_be_demanded_is_a_400_that_says_why(serve: Any) -> No
     assert_alive(server)
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.fixed_dictionaries(
         {},

@@ -149,11 +149,11 @@ LIES: dict[str, tuple[bytes, str]] = {
 
 def refused(path: Path, said: str, read: Callable[[Path], object] = open_checkpoint) -> None:
     """`read` raises ModelFileError that names the path and matches `said`, within a second."""
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ModelFileError, match=said) as raised:
         read(path)
     assert str(path) in str(raised.value)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_the_writer_here_makes_sound_files(tmp_path: Path) -> None:

@@ -23,7 +23,6 @@ def test_no_route_fails_whatever_its_schema_allows(serve):  # noqa: F811
 def call_all(operation, called):
     @settings(
         max_examples=EXAMPLES,
-        deadline=None,
         derandomize=True,
         database=None,
         phases=[Phase.explicit, Phase.generate],

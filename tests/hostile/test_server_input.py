@@ -98,9 +98,7 @@ FIELDS = st.sampled_from(
 )
 
 
-@settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.dictionaries(FIELDS, JSON, max_size=3), role=JSON, content=JSON)
 def test_no_json_makes_the_server_fail(one_server, changes, role, content):
     messages = [{"role": role, "content": content}, HELLO["messages"][0]]
@@ -128,9 +126,7 @@ MESSAGES_FIELDS = st.sampled_from(
 )
 
 
-@settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     changes=st.dictionaries(MESSAGES_FIELDS, JSON, max_size=3),
     role=st.sampled_from(["user", "assistant", "system"]) | JSON,
@@ -167,9 +163,7 @@ RESPONSES_FIELDS = st.sampled_from(
 )
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     changes=st.dictionaries(RESPONSES_FIELDS, JSON, max_size=3), items=st.lists(ITEM, max_size=4)
 )
@@ -206,9 +200,7 @@ TOKEN_FIELDS = st.sampled_from(
 )
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.dictionaries(TOKEN_FIELDS, JSON, min_size=1, max_size=3))
 def test_no_json_makes_the_other_routes_fail(one_server, changes):
     for path, body in TOKEN_BODIES.items():

@@ -44,9 +44,7 @@ def populate(extent: Extent, report=lambda num_bytes: None) -> np.ndarray:
     return data
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(offset=st.integers(0, SIZE), num_bytes=st.integers(0, SIZE))
 def test_any_extent_is_read_as_python_reads_it(file: Path, offset: int, num_bytes: int) -> None:
     num_bytes = min(num_bytes, SIZE - offset)

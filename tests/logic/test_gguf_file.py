@@ -132,9 +132,9 @@ def test_a_header_of_k2s_size_is_read_in_a_fraction_of_a_second(tmp_path: Path) 
         os.truncate(path, header_bytes + num_tensors * tensor_bytes + 64)
     except OSError:
         pytest.skip("this file system holds no sparse file of 600 GB")
-    started = time.perf_counter()
+    started = time.process_time()
     file = read_gguf(path)
-    elapsed = time.perf_counter() - started
+    elapsed = time.process_time() - started
     assert len(file.tensors) == num_tensors
     # 0.17 s on a 2-core machine that compiles meanwhile; seconds would be a decoding loop.
     assert elapsed < 2

@@ -59,9 +59,9 @@ def test_the_totals_are_kimi_k2s_published_sizes() -> None:
 
 
 def test_a_plan_of_the_real_model_takes_well_under_a_second() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     plan_table(plan_k2("1gpu-24gb"))
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize(

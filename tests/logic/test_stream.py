@@ -62,7 +62,7 @@ def cut(text: str, stop: list[str]) -> str:
     return text
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(tokenised(), stops)
 def test_content_ends_before_the_first_stop_string_for_every_split(
     answer: tuple[str, list[int]], stop: list[str]
@@ -72,7 +72,7 @@ def test_content_ends_before_the_first_stop_string_for_every_split(
     assert run(byte_ids(text), tuple(stop))["content"] == cut(text, stop)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(tokenised(), stops)
 def test_nothing_that_may_belong_to_a_stop_string_leaks_at_any_point(
     answer: tuple[str, list[int]], stop: list[str]
@@ -88,7 +88,7 @@ def test_nothing_that_may_belong_to_a_stop_string_leaks_at_any_point(
         assert not any(s in given_out for s in stop)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(0, 255), max_size=30))
 def test_bytes_that_are_no_utf8_come_out_as_decoding_them_at_once(values: list[int]) -> None:
     ids = [BYTE_IDS[value] for value in values]

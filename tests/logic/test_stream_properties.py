@@ -75,7 +75,7 @@ def joined(deltas: list[Any]) -> list[Any]:
     ]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(streams)
 def test_every_word_comes_out_once_but_for_arguments_of_dropped_calls(
     stream: list[tuple[str, str]],
@@ -98,7 +98,7 @@ def test_every_word_comes_out_once_but_for_arguments_of_dropped_calls(
             assert out.count(word) == 1 or (out.count(word) == 0 and in_arguments and has_dropped)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(streams)
 def test_where_no_call_is_written_every_character_comes_out(stream: list[tuple[str, str]]) -> None:
     """The beginning of a marker that never comes, and characters between think tokens, too."""
@@ -109,7 +109,7 @@ def test_where_no_call_is_written_every_character_comes_out(stream: list[tuple[s
         assert "".join(delta.text for delta in deltas) == written
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(streams, st.data())
 def test_a_stream_is_the_same_whole_in_bytes_and_cut_anywhere(
     stream: list[tuple[str, str]], data: st.DataObject
@@ -145,7 +145,7 @@ def test_a_long_stream_is_the_same_cut_at_every_byte(text: str) -> None:
         assert joined(deltas_of(ids)) == expected, cut
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(streams, st.sampled_from(["w1w", "é", "\n", "<|", "}"]), st.booleans())
 def test_a_stop_string_takes_nothing_from_reasoning_and_calls_before_it(
     stream: list[tuple[str, str]], stop: str, thinking: bool
@@ -163,7 +163,7 @@ def test_a_stop_string_takes_nothing_from_reasoning_and_calls_before_it(
         assert text is None or whole.startswith(text)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     ids=st.lists(st.integers(163_584, 163_839) | st.integers(0, 163_839), max_size=60),
     thinking=st.booleans(),

@@ -253,7 +253,7 @@ def test_the_tool_declaration_has_the_recorded_ids(k2_tokenizers: dict[str, Toke
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(text=st.lists(st.sampled_from([*SMALL._control_ids, "a", " ", "\n"])).map("".join))
 def test_nothing_a_client_sends_becomes_a_control_token(variant: str, text: str) -> None:
     """The markers of a prompt are those of the same prompt with harmless texts in their place."""

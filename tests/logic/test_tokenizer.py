@@ -205,13 +205,13 @@ def test_text_is_split_as_k2s_expression_says(pieces: list[str]) -> None:
 # The small vocabulary --------------------------------------------------------------------------
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(texts)
 def test_the_tokenizers_library_agrees_on_any_text(text: str) -> None:
     assert SMALL.encode(text) == SMALL_PEER.encode(text).ids
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(texts)
 def test_decoding_gives_the_text_back_and_no_text_becomes_a_control_token(text: str) -> None:
     ids = SMALL.encode(text)

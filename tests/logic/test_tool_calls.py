@@ -270,7 +270,7 @@ hostile_ids = st.lists(
 ).map(lambda parts: [token_id for part in parts for token_id in part])
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(hostile_ids, st.booleans(), st.sampled_from([TOOLS, TOOLS[:1], []]))
 def test_whatever_comes_nothing_raises_and_no_delta_holds_a_marker(
     ids: list[int], parallel: bool, tools: list[Any]
@@ -287,7 +287,7 @@ def test_whatever_comes_nothing_raises_and_no_delta_holds_a_marker(
     assert parallel or len(found) <= 1
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(FRAGMENTS | st.text(max_size=3), max_size=20).map("".join), st.data())
 def test_token_borders_make_no_difference(text: str, data: st.DataObject) -> None:
     text = text.encode("utf-8", "replace").decode()
@@ -300,7 +300,7 @@ def test_token_borders_make_no_difference(text: str, data: st.DataObject) -> Non
     assert read(ids) == read(as_bytes(text))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(VOCABULARY, max_size=40))
 def test_an_answer_without_tool_markers_is_the_same_with_tools_and_without(ids: list[int]) -> None:
     tool_ids = {TOKENIZER.special_id(name) for name in TOOL_MARKERS}
@@ -316,7 +316,7 @@ arguments = st.dictionaries(
 words = st.text("ab <>|\n", max_size=6).map(lambda text: text.strip() and f"w{text}w")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     words,
     st.lists(st.tuples(st.sampled_from(["f", "my-tool", "ns.tool"]), arguments), min_size=1),

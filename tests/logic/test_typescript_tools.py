@@ -219,7 +219,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.fixed_dictionaries({"type": st.just("function"), "function": values})))
 def test_no_declaration_raises(tools: list[Any]) -> None:
     text = typescript_declaration(tools)
