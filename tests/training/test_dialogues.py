@@ -46,9 +46,7 @@ def test_a_number_stands_for_one_dialogue_and_other_numbers_for_others() -> None
 
 def test_every_kind_and_every_template_occurs() -> None:
     kinds = Counter(made.kind for made in drawn())
-    assert set(kinds) == {
-        "tools", "about", "smalltalk", "puzzles", "knowledge", "world", "mixed", "recollection"
-    }  # fmt: skip
+    assert set(kinds) == set(dialogues.SHARES)
     assert {made.variant for made in drawn()} == {"instruct", "thinking", "k2.5"}
     calls = Counter(
         len(message["tool_calls"])
@@ -57,6 +55,11 @@ def test_every_kind_and_every_template_occurs() -> None:
         if "tool_calls" in message
     )
     assert calls[1] > calls[2] > 0
+
+
+def test_two_of_five_dialogues_are_conversations_about_several_things() -> None:
+    several = sum(dialogues.SHARES[kind] for kind in ("conversation", "mixed", "recollection"))
+    assert sum(dialogues.SHARES.values()) == 100 and 35 <= several <= 40
 
 
 def test_calls_fit_the_schemas_they_were_declared_with() -> None:
@@ -282,7 +285,7 @@ def test_slips_leave_a_question_and_no_two_are_alike() -> None:
     assert len(set(made)) > 120
     assert as_people_type(question, Draw(7)) == made[7]
     for text in made:
-        assert difflib.SequenceMatcher(None, text.lower(), question.lower()).ratio() > 0.55, text
+        assert difflib.SequenceMatcher(None, text.lower(), question.lower()).ratio() > 0.5, text
 
 
 def test_what_a_slot_holds_is_typed_without_slips() -> None:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from demo_k2 import knowledge, patterns, puzzles, tools, world
+from demo_k2 import conversations, knowledge, moves, patterns, puzzles, tools, world
 from demo_k2.knowledge import Exchange
+from demo_k2.topics import ANY_TIME, about, follow_ups, of_topic, smalltalk
 from demo_k2.typing_slips import as_people_type
 from demo_k2.words import Draw
 
@@ -49,70 +50,28 @@ class Dialogue:
 
 
 @cache
-def about() -> dict[str, patterns.Topic]:
-    return patterns.read("about.txt", "about_wordings.txt")
-
-
-@cache
-def smalltalk() -> dict[str, patterns.Topic]:
-    return patterns.read("smalltalk.txt", "smalltalk_wordings.txt")
-
-
-@cache
-def follow_ups() -> dict[str, patterns.Topic]:
-    """What can be said after any answer; most of it the model should admit not to know."""
-    return patterns.read("follow_ups.txt")
-
-
-@cache
 def catalogue() -> list[tools.Entry]:
     return tools.catalogue()
 
 
-# What can be asked whatever tools are declared: nothing that a tool could answer better.
-_ANY_TIME = (
-    "greet",
-    "how",
-    "name",
-    "thanks",
-    "yes",
-    "sad",
-    "happy",
-    "tired",
-    "bored",
-    "hungry",
-    "like",
-    "hobby",
-    "hobby-tip",
-    "pet",
-    "live",
-    "joke",
-    "nonsense",
-    "rude",
-    "no",
-    "sorry",
-    "doing",
-    "day",
-    "talk",
-    "repeat",
-    "job",
-    "love",
-    "colour",
-    "my-favourite",
-    "code",
-    "long-text",
-    "advice",
-    "future",
-)
+# Of dialogues, in hundredths. The last three are conversations about several things.
+SHARES = {
+    "tools": 15,
+    "about": 25,
+    "smalltalk": 6,
+    "puzzles": 9,
+    "knowledge": 3,
+    "world": 6,
+    "conversation": 30,
+    "mixed": 4,
+    "recollection": 2,
+}
 
 
 def dialogue(number: int, held_out: bool = False, pieces: Sequence[str] = ()) -> Dialogue:
     """Conversation number `number` of the training or the held-out side; pieces: Draw's."""
     draw = Draw(f"{'held out' if held_out else 'train'} {number}", held_out, pieces)
-    kind = draw.choices(
-        ["tools", "about", "smalltalk", "puzzles", "knowledge", "world", "mixed", "recollection"],
-        [21, 30, 8, 12, 4, 9, 11, 5],
-    )[0]
+    kind = draw.choices(list(SHARES), list(SHARES.values()))[0]
     if kind == "tools":
         made = with_tools(draw)
     else:
@@ -121,10 +80,12 @@ def dialogue(number: int, held_out: bool = False, pieces: Sequence[str] = ()) ->
 
 
 def exchanges(kind: str, draw: Draw) -> list[Exchange]:
-    """One to six exchanges of a kind."""
+    """One to nine exchanges of a kind."""
+    if kind == "conversation":
+        return conversations.conversation(draw)
     if kind == "recollection":
         turns = knowledge.recollection(draw)
-        between = [of_topic(smalltalk(), draw, _ANY_TIME)] if draw.maybe(0.3) else []
+        between = [of_topic(smalltalk(), draw, ANY_TIME)] if draw.maybe(0.3) else []
         made = [
             Exchange(question, answer, "I look at what was said.") for question, answer in turns
         ]
@@ -145,33 +106,29 @@ def in_turn(kind: str, draw: Draw) -> list[Exchange]:
     if kind == "knowledge":
         return knowledge.exchanges(draw)
     if kind == "world":
-        return world.exchanges(draw) + asked_on(draw)
-    topics = about() if kind == "about" else smalltalk()
-    topic = topics[draw.choice(list(topics))]
-    made = [of_topic(topics, draw, (topic.name,))]
+        return of_world(draw)
+    if kind == "about":
+        return conversations.of_hybrid_k2(draw)
+    topic = smalltalk()[draw.choice(list(smalltalk()))]
+    made = [of_topic(smalltalk(), draw, (topic.name,))]
     if topic.follow_ups and draw.maybe(0.4):
         question, answer = topic.follow_up(draw)
         made.append(Exchange(question, answer, "This goes on from what was said."))
     return made
 
 
-def asked_on(draw: Draw) -> list[Exchange]:
-    """Up to two questions about what was just said."""
+def of_world(draw: Draw) -> list[Exchange]:
+    """A question about the world; the model stays with an answer that is known to be right."""
+    made = world.exchanges(draw)
+    if draw.maybe(0.3):
+        return made + moves.about_answer(made[-1].answer, draw)
+    return made + asked_on(draw, tuple(name for name in follow_ups() if name != "sure"))
+
+
+def asked_on(draw: Draw, names: Sequence[str] = ()) -> list[Exchange]:
+    """Up to two questions about what was just said, of these topics if given."""
     count = draw.choice([0, 0, 0, 1, 1, 2])
-    return [of_topic(follow_ups(), draw) for _ in range(count)]
-
-
-def of_topic(topics: dict[str, patterns.Topic], draw: Draw, names: Sequence[str] = ()) -> Exchange:
-    """An exchange of one of these topics, those in `names` if given."""
-    topic = topics[draw.choice(names or list(topics))]
-    question, answer = topic.exchange(draw)
-    subject = topic.name.replace("-", " ")
-    thoughts = [
-        f"The user asks about {subject}. I know this.",
-        f"This is about {subject}.",
-        f"It is about {subject}. I answer in a sentence or two.",
-    ]
-    return Exchange(question, answer, draw.choice(thoughts))
+    return [of_topic(follow_ups(), draw, names) for _ in range(count)]
 
 
 def spoken(made: list[Exchange], draw: Draw) -> list[Message]:
@@ -195,7 +152,7 @@ def with_tools(draw: Draw) -> Dialogue:
         kind = draw.random()
         if kind < 0.12 or (turn and kind < 0.2):
             topics = about() if draw.maybe(0.3) else smalltalk()
-            names = () if topics is about() else _ANY_TIME
+            names = () if topics is about() else ANY_TIME
             messages += spoken([of_topic(topics, draw, names)], draw)
         elif kind < 0.2:
             messages += spoken([refused(foreign, draw)], draw)

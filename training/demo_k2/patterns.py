@@ -2,6 +2,7 @@
 
 A topic: `# name`, `k:` lines (what a right answer says, for evaluation), `q:` and `a:` lines, and
 `f: question => answer` lines, which make sense right after one of its questions.
+Words for slots are drawn from slots.txt, words.py and, where nothing else fits, names.
 `v: n: w: c: p:` lines hold phrases, ` / ` between them, which frames.txt makes questions of: a verb
 and its object, a noun, an indirect question, a claim, a problem.
 `{a|b|}` is one of its alternatives, which may nest; `<slot>` is a drawn word, the same in question
@@ -12,16 +13,21 @@ stands in a file of questions written for judging is never drawn.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 from demo_k2 import words
 from demo_k2.typing_slips import as_people_type
-from demo_k2.words import Draw
+from demo_k2.words import Draw, is_held_out
 
-_CHOICE = re.compile(r"\{([^{}]*)\}")
-_SLOT = re.compile(r"<(\w+)>")
+_BRACES = re.compile(r"([{}|])")
+_SLOT = re.compile(r"(?:\b([Aa])n? )?<(\w+)>")
+_VOWEL = re.compile(r"[aeio]|u[mn](?!i)", re.I)
+_SENTENCE = re.compile(r"(?:^|(?<=[.!?] ))[a-z]")
+_PRIVATE = 0xE000  # characters that no slip touches
 _OPENERS = (
     "",
     "",
@@ -57,6 +63,7 @@ _ENDINGS = (
     " I am not sure.",
     " I could not find it.",
 )
+_Parts = list[Any]  # texts and lists of alternatives, which are such lists again
 FRAMED = "vnwcp"  # marks of phrases
 JUDGING = ("asked.txt", "asked_again.txt")  # questions that are never trained on
 _HOW = re.compile(r"how (?:do|can|could) I (.+)\?")
@@ -199,31 +206,142 @@ def bare(question: str) -> str:
 
 def fill(pattern: str, draw: Draw, slots: dict[str, str]) -> str:
     """Chooses among alternatives, then fills the slots; new ones are noted in `slots`."""
+    return filled(chosen(pattern, draw), draw, slots)
+
+
+def filled(text: str, draw: Draw, slots: dict[str, str], shown: Callable[[str], str] = str) -> str:
+    """The text with its slots filled, `a` or `an` before them; new ones are noted in `slots`.
+
+    shown: what stands for a slot's word in the text.
+    """
 
     def slot(found: re.Match[str]) -> str:
-        name = found[1]
+        article, name = found[1], found[2]
         if name not in slots:
             slots[name] = _drawn(name.rstrip("0123456789"), draw)
-        return slots[name]
+        value = slots[name]
+        if article is None:
+            return shown(value)
+        return f"{article}{'n' if _VOWEL.match(value) else ''} {shown(value)}"
 
-    return _SLOT.sub(slot, chosen(pattern, draw))
+    return _SLOT.sub(slot, text)
+
+
+@lru_cache(maxsize=60_000)
+def slots_of(pattern: str) -> frozenset[str]:
+    """The names of all slots that a pattern may need."""
+    return frozenset(name for _, name in _SLOT.findall(pattern))
+
+
+def said(choices: Sequence[str], draw: Draw, slots: dict[str, str]) -> str | None:
+    """What a user says by one of these patterns, as people type it; new slots are noted.
+
+    None where no wording is for training. Held-out wordings are taken where there are any.
+    """
+    for _ in range(12):
+        pattern, bound = chosen(draw.choice(choices), draw), dict(slots)
+        text = filled(pattern, draw, bound)
+        if is_held_out(text) == draw.held_out and bare(text) not in judged():
+            break
+    else:
+        if not draw.held_out:
+            return None
+    slots.update(bound)
+    if draw.held_out:
+        return as_typed(text, draw, is_first=False)
+    kept: list[str] = []
+
+    def hidden(value: str) -> str:
+        kept.append(value)
+        return chr(_PRIVATE + len(kept) - 1)
+
+    # What a slot holds is to be copied, so nothing may happen to it.
+    text = filled(pattern, draw, bound, hidden)
+    text = as_people_type(as_typed(text, draw, is_first=False), draw, synonyms=False)
+    for number, value in enumerate(kept, _PRIVATE):
+        text = text.replace(chr(number), value)
+    return text.strip()
+
+
+def answered(choices: Sequence[str], draw: Draw, slots: dict[str, str]) -> str:
+    """An answer by one of these patterns, whose sentences begin with capitals."""
+    text = fill(draw.choice(choices), draw, slots)
+    return _SENTENCE.sub(lambda found: found[0].upper(), text)
 
 
 def chosen(pattern: str, draw: Draw) -> str:
-    """The pattern with one of each alternatives, innermost first; slots stay."""
-    while _CHOICE.search(pattern):
-        pattern = _CHOICE.sub(lambda found: draw.choice(found[1].split("|")), pattern)
-    return pattern
+    """The pattern with one of each alternatives; slots stay."""
+    return _spoken(_parsed(pattern), draw)
+
+
+def _spoken(parts: _Parts, draw: Draw) -> str:
+    if len(parts) == 1 and isinstance(parts[0], str):
+        return parts[0]
+    texts = [part if isinstance(part, str) else _spoken(draw.choice(part), draw) for part in parts]
+    return "".join(texts)
+
+
+@lru_cache(maxsize=60_000)  # of phrases in frames there are more
+def _parsed(pattern: str) -> _Parts:
+    """Texts, and between them the alternatives, each of which is made of such parts."""
+    sequences: list[list] = [[]]  # the open ones, each within an alternative of the one before
+    alternatives: list[list[list]] = []
+    for part in _BRACES.split(pattern):
+        if part == "{":
+            alternatives.append([])
+            sequences.append([])
+        elif part == "|" and alternatives:
+            alternatives[-1].append(sequences.pop())
+            sequences.append([])
+        elif part == "}" and alternatives:
+            alternatives[-1].append(sequences.pop())
+            sequences[-1].append(alternatives.pop())
+        elif part:
+            sequences[-1].append(part)
+    if alternatives:
+        raise ValueError(f"a brace is not closed: {pattern}")
+    return sequences[0]
+
+
+_MADE: dict[str, Callable[[Draw], str]] = {
+    "number": lambda draw: str(draw.number(2, 99)),
+    "age": lambda draw: str(draw.number(18, 90)),
+    "years": lambda draw: str(draw.randint(2, 12)),
+    "price": lambda draw: str(draw.number(5, 900)),
+    "phrase": Draw.phrase,
+    "city": Draw.city,
+    "clock": Draw.clock,
+    "early": lambda draw: f"{draw.randint(4, 9)}:{draw.choice(['00', '15', '30', '45'])}",
+    "company": lambda draw: draw.mine(lambda: draw.invented(2)),
+    "team": lambda draw: (
+        f"{draw.mine(lambda: draw.invented(2))} {draw.choice(['United', 'Rovers', 'Stars'])}"
+    ),
+    "title": lambda draw: f"The {draw.choice(words.ADJECTIVES)} {draw.choice(words.NOUNS)}".title(),
+}
+_OTHER_WORD = 0.12  # the share of open kinds' words that are put together from tokens
 
 
 def _drawn(kind: str, draw: Draw) -> str:
     if kind in _LISTS:
         return draw.choice(_LISTS[kind])
-    if kind == "number":
-        return str(draw.number(2, 99))
-    if kind == "phrase":
-        return draw.phrase()
-    return draw.city() if kind == "city" else draw.name()
+    if kind in _MADE:
+        return _MADE[kind](draw)
+    if kind not in _listed():
+        return draw.name()
+    is_open, members = _listed()[kind]
+    value = draw.choice(members)
+    if is_open and draw.pieces and draw.maybe(_OTHER_WORD):
+        article = "a " if value.startswith(("a ", "an ")) else ""
+        other = draw.pieced().lower()
+        return f"an {other}" if article and _VOWEL.match(other) else article + other
+    return value
+
+
+@cache
+def _listed() -> dict[str, tuple[bool, list[str]]]:
+    """The kinds of slots.txt; whether they are open: a `*` says that anything can be one."""
+    kinds = (line.split(": ", 1) for line in lines("slots.txt"))
+    return {name.lstrip("*"): (name[0] == "*", members.split(" / ")) for name, members in kinds}
 
 
 def reworded(question: str, draw: Draw) -> str:
@@ -234,10 +352,13 @@ def reworded(question: str, draw: Draw) -> str:
     return chosen(draw.choice(_WAYS), draw).replace("<1>", found[1])
 
 
-def as_typed(text: str, draw: Draw) -> str:
-    """With an opener, a capital and a mark, or without: people type all of these."""
+def as_typed(text: str, draw: Draw, is_first: bool = True) -> str:
+    """With an opener, a capital and a mark, or without: people type all of these.
+
+    is_first: whether it may begin a conversation, so that it can have an opener.
+    """
     opener = ""
-    if text.endswith("?"):
+    if is_first and text.endswith("?"):
         opener = draw.choice(_OPENERS) if draw.maybe(0.5) else ""
         text += draw.choice(_ENDINGS) if draw.maybe(0.06) else ""
     if opener.endswith(". ") or not opener:

@@ -166,11 +166,14 @@ _NEAR = dict(
 )  # a key beside it
 
 
-def as_people_type(text: str, draw: Draw) -> str:
-    """The same question, as it was thought or with a few of these things done to it."""
+def as_people_type(text: str, draw: Draw, synonyms: bool = True) -> str:
+    """The same question, as it was thought or with a few of these things done to it.
+
+    synonyms: whether words may become others that mean the same where programs are talked about.
+    """
     if draw.maybe(0.35):
         return text
-    if draw.maybe(0.45):
+    if synonyms and draw.maybe(0.45):
         text = _replaced(text, _ALIKE, 0.35, draw)
     if draw.maybe(0.45):
         text = _replaced(text, _SHORT, 0.5, draw)

@@ -106,6 +106,10 @@ class Draw(random.Random):
     def __new__(cls, seed: int | str, held_out: bool = False, pieces: Sequence[str] = ()) -> Draw:
         return super().__new__(cls)
 
+    def choice(self, seq: Sequence[Item]) -> Item:
+        """Random's own, but for a bias of less than a billionth, takes three times as long."""
+        return seq[int(self.random() * len(seq))]
+
     def mine(self, make: Callable[[], str]) -> str:
         """The first text of `make` that belongs to this side; ValueError where none seems to."""
         for _ in range(10_000):
