@@ -20,8 +20,10 @@ constexpr int kChunkUnits = 4;  // 1024 columns: 1 KB of transposed codes a toke
 //   kStep                 columns of one multiply(), a multiple of 4
 //   UnpackedRow           one unit of a row: scale(group), min(group)
 //   unpack(bytes, out)    from a unit's bytes
-//   multiply(row, at, x)  Ints: sums over kStep columns from `at`
-//   add(...)              see its call
+//   multiply(row, at, x, sum)
+//                         sum and the products of kStep columns of an unpacked row from `at`
+//   add(sum, product, scales, scale, sums, min)
+//                         sum + scales * scale * product - sums * min
 //   transpose(source, tokens, blocks, out)
 //                         out[kLanes b + i] = 32-bit element kLanes b + i of each of the kLanes
 //                         sources; zero for those beyond `tokens`

@@ -164,10 +164,10 @@ def test_many_asynchronous_requests_are_answered_and_a_cancelled_one_frees_its_p
                 return client.chat.completions.create(model="k2", messages=messages)
 
             endless = asyncio.create_task(chat(ENDLESS))
-            await asyncio.to_thread(server.engine.model.entered.acquire)
+            assert await asyncio.to_thread(server.engine.model.entered.acquire, timeout=20)
             endless.cancel()
+            assert await asyncio.to_thread(server.next_end) == "abort"
             answers = await asyncio.gather(*(chat(f"number {index}") for index in range(8)))
             return [answer.choices[0].message.content for answer in answers]
 
     assert asyncio.run(ask()) == [f"You said: number {index}" for index in range(8)]
-    assert server.next_end() == "abort"

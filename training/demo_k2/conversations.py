@@ -54,21 +54,10 @@ def _part(kind: str, told: list[Telling], draw: Draw) -> list[Exchange]:
             made += _asked_back(telling, draw)
         return made
     if kind == "about":
-        return of_hybrid_k2(draw)
+        return topics.with_follow_up(topics.about(), draw)
     if kind == "chat":
         return [topics.of_topic(topics.smalltalk(), draw, _CHATTED)]
     return _of_world(draw)
-
-
-def of_hybrid_k2(draw: Draw) -> list[Exchange]:
-    """A question about the program or the model, and perhaps what refers to it."""
-    known = topics.about()
-    topic = known[draw.choice(list(known))]
-    made = [topics.of_topic(known, draw, (topic.name,))]
-    if topic.follow_ups and draw.maybe(0.4):
-        question, answer = topic.follow_up(draw)
-        made.append(Exchange(question, answer, "This goes on from what was said."))
-    return made
 
 
 def _of_world(draw: Draw) -> list[Exchange]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from demo_k2 import conversations, knowledge, moves, patterns, puzzles, tools, world
 from demo_k2.knowledge import Exchange
-from demo_k2.topics import ANY_TIME, about, follow_ups, of_topic, smalltalk
+from demo_k2.topics import ANY_TIME, about, follow_ups, of_topic, smalltalk, with_follow_up
 from demo_k2.typing_slips import as_people_type
 from demo_k2.words import Draw
 
@@ -107,14 +107,7 @@ def in_turn(kind: str, draw: Draw) -> list[Exchange]:
         return knowledge.exchanges(draw)
     if kind == "world":
         return of_world(draw)
-    if kind == "about":
-        return conversations.of_hybrid_k2(draw)
-    topic = smalltalk()[draw.choice(list(smalltalk()))]
-    made = [of_topic(smalltalk(), draw, (topic.name,))]
-    if topic.follow_ups and draw.maybe(0.4):
-        question, answer = topic.follow_up(draw)
-        made.append(Exchange(question, answer, "This goes on from what was said."))
-    return made
+    return with_follow_up(about() if kind == "about" else smalltalk(), draw)
 
 
 def of_world(draw: Draw) -> list[Exchange]:

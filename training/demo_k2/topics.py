@@ -73,3 +73,13 @@ def of_topic(topics: dict[str, patterns.Topic], draw: Draw, names: Sequence[str]
         f"It is about {subject}. I answer in a sentence or two.",
     ]
     return Exchange(question, answer, draw.choice(thoughts))
+
+
+def with_follow_up(topics: dict[str, patterns.Topic], draw: Draw) -> list[Exchange]:
+    """An exchange of any of these topics, and perhaps one that refers to it."""
+    topic = topics[draw.choice(list(topics))]
+    made = [of_topic(topics, draw, (topic.name,))]
+    if topic.follow_ups and draw.maybe(0.4):
+        question, answer = topic.follow_up(draw)
+        made.append(Exchange(question, answer, "This goes on from what was said."))
+    return made
