@@ -191,9 +191,9 @@ def experts(
     help="Of each layer, to keep in VRAM: those that a prompt of 2048 tokens used most.",
 )
 @click.option(
-    "--over-bus",
+    "--no-over-bus",
     is_flag=True,
-    help="In decode the GPU computes some experts where they lie in RAM.",
+    help="In decode no expert is computed by the GPU where it lies in RAM.",
 )
 @click.option(
     "--skew",
@@ -231,7 +231,7 @@ def step(
     device: str,
     experts: str,
     gpu_experts: int,
-    over_bus: bool,
+    no_over_bus: bool,
     skew: float,
     top_k: int,
     vram: str,
@@ -273,8 +273,9 @@ def step(
     if device != "cpu" and device not in hardware.vram:
         raise BadInputError(f"--device {device}: {hardware.describe_gpus()}")
     experts = experts or registry.default_placement("Experts", device)[0]
-    wanted = {"gpu_experts": gpu_experts, "over_bus": over_bus}
-    experts_kwargs = {key: value for key, value in wanted.items() if value}
+    experts_kwargs = {"gpu_experts": gpu_experts} if gpu_experts else {}
+    if no_over_bus:
+        experts_kwargs["over_bus"] = False
     registry.find_backend(experts, "Experts").resolve_kwargs(experts_kwargs)
     needed = layers * experts_bytes(K2, quant)
     if needed > hardware.ram_available:

@@ -120,7 +120,7 @@ class ExpertsHybrid(ExpertsCpu):
         stream_mb: int = 1000,
         gpu_experts: int = 0,
         gpu_experts_mb: int = 0,
-        over_bus: bool = False,
+        over_bus: bool = True,
         deferred_experts: int = 0,
     ) -> None:
         """stream_mb: VRAM for experts on their way, in 10^6 bytes, for all layers together.
@@ -135,10 +135,13 @@ class ExpertsHybrid(ExpertsCpu):
         self._num_experts, width, hidden = matrices[0].shape
         self._groups = ExpertGroups(matrices)
         expert_bytes = sum(tensor.num_bytes for tensor in matrices) // self._num_experts
-        self._can_stream = np.zeros(self._num_experts, bool)
+        parts = None
         if all(stays_stored(tensor.quant.name) for tensor in matrices):
             with launching_on(self.gpu):
-                self._can_stream = _registered_experts(matrices)
+                parts = _registered_parts(matrices)
+        self._can_stream = np.full(self._num_experts, parts is not None)
+        for tensor, part in zip(matrices, parts or (), strict=False):
+            self._can_stream &= _starts(tensor, part) >= 0
         key = f"experts_hybrid {device}"
         if key not in context.shared:
             context.shared[key] = HybridShared(
@@ -169,7 +172,7 @@ class ExpertsHybrid(ExpertsCpu):
                 self.resident.adopt(expert, self._groups.stored(expert))
         self.on_bus = None
         if over_bus and self._can_stream.any():
-            self.on_bus = _in_host_memory(matrices, self._can_stream, self.gpu)
+            self.on_bus = _in_host_memory(matrices, parts, self.gpu)
 
     def submit(
         self, x: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
@@ -377,35 +380,43 @@ class ExpertsHybrid(ExpertsCpu):
                 self.resident.adopt(expert, self._groups.parts(place.data, index))
 
 
+def _registered_parts(tensors: list[StoredTensor]) -> list[np.ndarray] | None:
+    """Of each tensor's bytes the whole pages, which the GPU can read in place; None where it cannot
+    read those of one.
+    """
+    parts = [register(tensor.data) for tensor in tensors]
+    return None if any(part is None for part in parts) else parts
+
+
+def _starts(tensor: StoredTensor, part: np.ndarray) -> np.ndarray:
+    """int64 [E]: where in `part` an expert's bytes begin, -1 where they are not all in it."""
+    num_experts = tensor.shape[0]
+    expert_bytes = tensor.num_bytes // num_experts
+    starts = np.arange(num_experts) * expert_bytes - _first(tensor, part)
+    return np.where((starts >= 0) & (starts + expert_bytes <= part.nbytes), starts, -1)
+
+
+def _first(tensor: StoredTensor, part: np.ndarray) -> int:
+    return part.ctypes.data - tensor.data.ctypes.data
+
+
 def _in_host_memory(
-    tensors: list[StoredTensor], can_stream: np.ndarray, device: torch.device
+    tensors: list[StoredTensor], parts: list[np.ndarray], device: torch.device
 ) -> "ExpertTable | None":
-    """A table of the experts where they lie, which kernels on the device can read over the bus;
-    None where they cannot (logged).
+    """A table of the experts where they lie in registered memory, which kernels on the device can
+    read over the bus; None where they cannot (logged).
     """
     from hybrid_k2.kernels.expert_table import ExpertMatrix, ExpertTable
 
-    expert_bytes = [tensor.num_bytes // len(can_stream) for tensor in tensors]
-    if tensors[0].quant is not tensors[1].quant or any(size % 16 for size in expert_bytes):
+    starts = [_starts(tensor, part) for tensor, part in zip(tensors, parts, strict=True)]
+    if tensors[0].quant is not tensors[1].quant or any((s[s >= 0] % 16).any() for s in starts):
         log.info("decode: the GPU cannot read these experts in place: all are the CPU's")
         return None
+    is_there = np.all([s >= 0 for s in starts], axis=0)
     matrices = []
-    for tensor, size in zip(tensors, expert_bytes, strict=True):
-        offsets = np.where(can_stream, np.arange(len(can_stream)) * size, -1)
-        offsets = torch.from_numpy(offsets).to(device)
-        matrices.append(ExpertMatrix(tensor.as_torch(), tensor.quant, tensor.shape[1:], offsets))
+    for tensor, part, start in zip(tensors, parts, starts, strict=True):
+        offsets = torch.from_numpy(np.where(is_there, start, -1)).to(device)
+        first = _first(tensor, part)  # a kernel's pointer must be registered itself
+        data = tensor.as_torch()[first : first + part.nbytes]
+        matrices.append(ExpertMatrix(data, tensor.quant, tensor.shape[1:], offsets))
     return ExpertTable(*matrices)
-
-
-def _registered_experts(tensors: list[StoredTensor]) -> np.ndarray:
-    """[E] bool: experts that the GPU can read in place, all but those at the edges of a page."""
-    can_stream = np.ones(tensors[0].shape[0], bool)
-    for tensor in tensors:
-        part = register(tensor.data)
-        if part is None:
-            return np.zeros_like(can_stream)
-        expert_bytes = tensor.num_bytes // len(can_stream)
-        first = part.ctypes.data - tensor.data.ctypes.data
-        starts = np.arange(len(can_stream)) * expert_bytes
-        can_stream &= (starts >= first) & (starts + expert_bytes <= first + part.nbytes)
-    return can_stream

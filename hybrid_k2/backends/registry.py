@@ -261,7 +261,7 @@ BACKENDS: dict[str, BackendSpec] = {
                 ),
                 "over_bus": KwargSpec(
                     bool,
-                    False,
+                    True,
                     help="in decode the GPU computes some experts from RAM, over the bus",
                 ),
                 "deferred_experts": _DEFERRED,

@@ -22,7 +22,7 @@ from hybrid_k2.cli.main import cli
         (("--layers", "64"), "--layers 64: their Q4_K experts take 608.8 GB and "),
         (("--experts", "experts_gpux"), "unknown backend 'experts_gpux'"),
         (("--device", "cpu", "--gpu-experts", "4"), "has no kwarg 'gpu_experts'"),
-        (("--device", "cpu", "--over-bus"), "has no kwarg 'over_bus'"),
+        (("--device", "cpu", "--no-over-bus"), "has no kwarg 'over_bus'"),
     ],
 )
 def test_a_wrong_option_is_refused_with_what_is_known(arguments, says):

@@ -11,6 +11,7 @@ from hybrid_k2.backends.linear import LinearCpu, LinearGpu
 from hybrid_k2.backends.mlp import MlpGpu
 from hybrid_k2.backends.norm import Norm
 from hybrid_k2.backends.router import Router
+from hybrid_k2.model import decode_graph
 from hybrid_k2.model.decode_graph import DecodeGraphs, refusal
 
 CONFIG = SimpleNamespace(q_lora_rank=1536)
@@ -66,18 +67,33 @@ def test_queries_without_a_low_rank_are_refused(modules):
     assert refusal(SimpleNamespace(q_lora_rank=None), modules) == "queries have no low rank"
 
 
-@pytest.mark.parametrize(("bus_s", "share"), [(3.0, 0.25), (1.0, 0.5), (0.0, 1.0), (-0.1, 1.0)])
-def test_the_bus_takes_the_share_with_which_it_ends_when_the_cpu_does(bus_s, share, monkeypatch):
+@pytest.mark.parametrize(
+    ("bus_s", "together_s", "share"),
+    [
+        (1.0, 0.0, 4 / 8),  # as fast as the CPU
+        (3.0, 0.0, 2 / 8),
+        (0.1, 0.0, 4 / 8),  # no more than half
+        (1.0, 9.0, 0.0),  # in each other's way
+        (99.0, 0.0, 0.0),
+    ],
+)
+@pytest.mark.parametrize("num_sequences", [1, 2])
+def test_the_bus_takes_the_share_with_which_a_step_is_fastest(
+    bus_s, together_s, share, num_sequences, monkeypatch
+):
     graphs = object.__new__(DecodeGraphs)
     graphs._config = SimpleNamespace(num_experts_per_tok=8)
-    step = SimpleNamespace(h=torch.zeros(2, 4), bus_hits=[None])
-    seen = []
+    step = SimpleNamespace(h=torch.zeros(num_sequences, 4), bus_hits=[None])
+    now, seen = [0.0], []
 
     def replay(step, num_sequences):
-        seen.append((step.bus_hits[0], num_sequences, len(step.h.unique())))
-        return 1.0  # of the CPU, with all 16 hits
+        taken = step.bus_hits[0] / (8 * num_sequences)
+        seen.append(step.h.clone())
+        cold_s = 9.0 / len(seen) ** 2
+        noise_s = 0.5 * (len(seen) % 3)  # one step of three is not disturbed
+        now[0] += cold_s + noise_s + max(1 - taken, bus_s * taken) + together_s * taken
 
     monkeypatch.setattr(graphs, "_replay", replay)
-    monkeypatch.setattr(graphs, "_alone", lambda step: 0.5 + bus_s * step.bus_hits[0] / 16)
-    assert graphs._measured_share(step, 2) == pytest.approx(share)
-    assert set(seen) == {(0, 2, 8)}, "all on the CPU, each token another"
+    monkeypatch.setattr(decode_graph.time, "perf_counter", lambda: now[0])
+    assert graphs._measured_share(step, num_sequences) == share
+    assert len(torch.stack(seen).unique()) == len(seen) * 4 * num_sequences, "each token another"
