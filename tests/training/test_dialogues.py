@@ -101,7 +101,7 @@ def test_rendered_calls_are_read_back_by_the_servers_own_parser(tokenizer) -> No
         expected = [(c["function"]["name"], json.loads(c["function"]["arguments"])) for c in calls]
         assert evaluate.parsed_calls(tokenizer, made.tools, answer) == expected
         checked += 1
-    assert checked > 10
+    assert checked > 7
 
 
 def test_only_what_the_assistant_says_has_full_weight(tokenizer) -> None:
@@ -235,7 +235,7 @@ def test_no_reasoning_is_learnt_to_be_left_out(tokenizer) -> None:
             if (ids[place - 1], ids[place]) == empty:
                 assert weights[place - 1] == weights[place] == 0
                 checked += 1
-    assert checked > 10
+    assert checked > 7
 
 
 @pytest.mark.parametrize("name", patterns.JUDGING)

@@ -8,7 +8,17 @@ told before. Facts about hybrid-k2 come only where they are asked for.
 
 from __future__ import annotations
 
-from demo_k2 import chains, moves, statements, tables, topics, world
+from demo_k2 import (
+    chains,
+    kinds,
+    little_stories,
+    moves,
+    statements,
+    tables,
+    topics,
+    word_tasks,
+    world,
+)
 from demo_k2.knowledge import Exchange
 from demo_k2.statements import Telling
 from demo_k2.words import Draw
@@ -64,14 +74,17 @@ def _of_world(draw: Draw) -> list[Exchange]:
     """A question about the world, a number or a list, and what leans on its answer."""
     most = draw.choice([1, 2, 3, 3, 4])
     kind = draw.random()
-    if kind < 0.42:
-        return tables.exchanges(draw, most)
-    if kind < 0.64:
-        return chains.explanations(draw, most)
-    if kind < 0.78:
-        return chains.sums(draw, most + 1)
-    if kind < 0.86:
-        return chains.lists(draw, most)
+    for share, make in (
+        (0.34, tables.exchanges),
+        (0.51, chains.explanations),
+        (0.61, lambda draw, most: chains.sums(draw, most + 1)),
+        (0.67, chains.lists),
+        (0.77, kinds.exchanges),
+        (0.86, word_tasks.exchanges),
+        (0.91, little_stories.exchanges),
+    ):
+        if kind < share:
+            return make(draw, most)
     made = world.exchanges(draw)
     return made + (moves.about_answer(made[-1].answer, draw) if draw.maybe(0.3) else [])
 

@@ -99,7 +99,7 @@ class Telling:
             if draw.maybe(0.15):
                 reply, asked_back = self._asking(reply, draw)
             made.append(Exchange(answer, reply, "That answers my question. I take it up."))
-        if subject.further and draw.maybe(0.3):
+        if subject.further and draw.maybe(0.4):
             made += self._more(subject.further, draw)
         if subject.corrections and draw.maybe(0.25):
             made += self._corrected(draw)
