@@ -45,13 +45,13 @@ _PLACES = [
     "in a city that never slept",
 ]
 _EVENTS = [
-    "One day a storm came, and a {other} knocked at the door",
-    "One evening it met a {other} that had lost the way",
-    "One morning it found a {thing}, and a {other} asked for it",
-    "One night a {other} cried for help outside",
-    "Then a {other} came and said: let us look for the golden {thing}",
-    "One winter a {other} had no place to sleep",
-    "On its birthday a {other} brought it a {thing}",
+    "One day a storm came, and {other} knocked at the door",
+    "One evening it met {other} that had lost the way",
+    "One morning it found {thing}, and {other} asked for it",
+    "One night {other} cried for help outside",
+    "Then {other} came and said: let us look for the golden {thing}",
+    "One winter {other} had no place to sleep",
+    "On its birthday {other} brought it {thing}",
 ]
 _DEEDS = [
     "They shared bread and tea and talked until the sun came up.",
@@ -125,7 +125,10 @@ def _told(draw: Draw) -> tuple[str, str, str]:
     thing = draw.choice(_THINGS.split())
     place = draw.choice(_PLACES)
     parts = [f"Once there was {_article(trait)} {trait} {hero} {place}.", _TRAITS[trait]]
-    parts.append(draw.choice(_EVENTS).format(other=other, thing=thing) + ".")
+    event = draw.choice(_EVENTS)
+    golden = event.endswith("golden {thing}")
+    what = thing if golden else f"{_article(thing)} {thing}"
+    parts.append(event.format(other=f"{_article(other)} {other}", thing=what) + ".")
     parts.append(draw.choice(_DEEDS).format(other=other))
     parts.append(draw.choice(_ENDS).format(trait=trait, hero=hero))
     return hero, trait, " ".join(parts)
