@@ -172,7 +172,7 @@ class ExpertsHybrid(ExpertsCpu):
                 self.resident.adopt(expert, self._groups.stored(expert))
         self.on_bus = None
         if over_bus and self._can_stream.any():
-            self.on_bus = _in_host_memory(matrices, parts, self.gpu)
+            self.on_bus = _in_host_memory(matrices, parts, self._can_stream, self.gpu)
 
     def submit(
         self, x: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
@@ -401,7 +401,10 @@ def _first(tensor: StoredTensor, part: np.ndarray) -> int:
 
 
 def _in_host_memory(
-    tensors: list[StoredTensor], parts: list[np.ndarray], device: torch.device
+    tensors: list[StoredTensor],
+    parts: list[np.ndarray],
+    can_stream: np.ndarray,
+    device: torch.device,
 ) -> "ExpertTable | None":
     """A table of the experts where they lie in registered memory, which kernels on the device can
     read over the bus; None where they cannot (logged).
@@ -409,13 +412,12 @@ def _in_host_memory(
     from hybrid_k2.kernels.expert_table import ExpertMatrix, ExpertTable
 
     starts = [_starts(tensor, part) for tensor, part in zip(tensors, parts, strict=True)]
-    if tensors[0].quant is not tensors[1].quant or any((s[s >= 0] % 16).any() for s in starts):
+    if tensors[0].quant is not tensors[1].quant or any((s[can_stream] % 16).any() for s in starts):
         log.info("decode: the GPU cannot read these experts in place: all are the CPU's")
         return None
-    is_there = np.all([s >= 0 for s in starts], axis=0)
     matrices = []
     for tensor, part, start in zip(tensors, parts, starts, strict=True):
-        offsets = torch.from_numpy(np.where(is_there, start, -1)).to(device)
+        offsets = torch.from_numpy(np.where(can_stream, start, -1)).to(device)
         first = _first(tensor, part)  # a kernel's pointer must be registered itself
         data = tensor.as_torch()[first : first + part.nbytes]
         matrices.append(ExpertMatrix(data, tensor.quant, tensor.shape[1:], offsets))

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from demo_k2.knowledge import Exchange
-from demo_k2.words import DAYS, MONTHS, Draw, is_held_out
+from demo_k2.words import DAYS, MONTHS, Draw, is_held_out, with_article
 
 NUMBERS = ("one", "two", "three", "four", "five", "six")
 _THOUGHT = "I think of what belongs to the kind."
@@ -96,29 +96,24 @@ def _belongs(draw: Draw, start: str) -> Exchange:
             k for k in kinds() if thing not in k.names + k.disputed and not k.is_related(home)
         ]
         kind = draw.choice(others)
-    it = thing if thing[0].isupper() or home.several in _BARE else f"{_article(thing)} {thing}"
-    a_kind = _a(kind)
+    it, a_kind = _said(thing, home), with_article(kind.one)
     question = draw.choice(
         [f"is {it} {a_kind}?", f"would you call {it} {a_kind}?", f"is {it} {a_kind} or not?"]
     )
     if home is kind:
-        answer = draw.choice([f"Yes, {it} is {a_kind}.", f"Yes, {it} is {a_kind}, like others."])
-        answer = answer.replace("like others", f"like {_other(draw, kind, thing)}")
+        ending = draw.choice([".", ", like {other}."])
+        other = draw.choice([name for name in kind.names if name != thing])
+        answer = f"Yes, {it} is {a_kind}{ending.format(other=_said(other, kind))}"
     else:
-        answer = f"No, {it} is {_a(home)}, not {a_kind}."
+        answer = f"No, {it} is {with_article(home.one)}, not {a_kind}."
     return Exchange(_capital(start + question), _capital(answer), f"{_capital(thing)}: {home.one}.")
 
 
 _BARE = ("colours", "sports", "drinks", "languages", "metals", "jobs")
 
 
-def _a(kind: Kind) -> str:
-    return f"{_article(kind.one)} {kind.one}"
-
-
-def _other(draw: Draw, kind: Kind, thing: str) -> str:
-    name = draw.choice([each for each in kind.names if each != thing])
-    return name if name[0].isupper() or kind.several in _BARE else f"{_article(name)} {name}"
+def _said(name: str, kind: Kind) -> str:
+    return name if name[0].isupper() or kind.several in _BARE else with_article(name)
 
 
 def _calendar(draw: Draw, start: str) -> Exchange:
@@ -147,10 +142,6 @@ def _sentence(named: list[str]) -> str:
     if len(named) == 1:
         return _capital(named[0]) + "."
     return _capital(", ".join(named[:-1]) + f" and {named[-1]}.")
-
-
-def _article(word: str) -> str:
-    return "an" if word[0].lower() in "aeiou" else "a"
 
 
 def _capital(text: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from demo_k2 import words
 from demo_k2.knowledge import Exchange
-from demo_k2.words import Draw
+from demo_k2.words import Draw, with_article
 
 _HEROES = """robot frog king queen dragon cat dog mouse bear fox owl snail whale witch wizard knight
 princess pirate ghost farmer baker sailor giant rabbit lion duck snowman fisherman teacher painter
@@ -95,7 +95,7 @@ def exchanges(draw: Draw, most: int) -> list[Exchange]:
             question, answer = draw.choice(list(_FOLLOWING.items()))
             about = draw.choice(["who was it about?", "who was in the story?", "what was it?"])
             if draw.maybe(0.3):
-                question, answer = about, f"It was about {_article(trait)} {trait} {hero}."
+                question, answer = about, f"It was about {with_article(trait)} {hero}."
             made.append(_exchange(question, answer))
             continue
         hero, trait, told = _told(draw)
@@ -124,11 +124,11 @@ def _told(draw: Draw) -> tuple[str, str, str]:
     trait = draw.choice(list(_TRAITS))
     thing = draw.choice(_THINGS.split())
     place = draw.choice(_PLACES)
-    parts = [f"Once there was {_article(trait)} {trait} {hero} {place}.", _TRAITS[trait]]
+    parts = [f"Once there was {with_article(trait)} {hero} {place}.", _TRAITS[trait]]
     event = draw.choice(_EVENTS)
     golden = event.endswith("golden {thing}")
-    what = thing if golden else f"{_article(thing)} {thing}"
-    parts.append(event.format(other=f"{_article(other)} {other}", thing=what) + ".")
+    what = thing if golden else with_article(thing)
+    parts.append(event.format(other=with_article(other), thing=what) + ".")
     parts.append(draw.choice(_DEEDS).format(other=other))
     parts.append(draw.choice(_ENDS).format(trait=trait, hero=hero))
     return hero, trait, " ".join(parts)
@@ -136,7 +136,7 @@ def _told(draw: Draw) -> tuple[str, str, str]:
 
 def _subject(draw: Draw, hero: str, trait: str) -> str:
     """What the user says of the story's hero; the trait may be left to the model."""
-    return f"{_article(trait)} {trait} {hero}" if draw.maybe(0.5) else f"{_article(hero)} {hero}"
+    return f"{with_article(trait)} {hero}" if draw.maybe(0.5) else with_article(hero)
 
 
 def _exchange(question: str, answer: str) -> Exchange:
@@ -144,7 +144,3 @@ def _exchange(question: str, answer: str) -> Exchange:
     if question[-1] not in "?.":
         question += "?" if question.startswith("Can") else "."
     return Exchange(question, answer, "The user wants to hear a story.")
-
-
-def _article(word: str) -> str:
-    return "an" if word[0] in "aeiou" else "a"

@@ -17,7 +17,7 @@ from typing import Any
 from demo_k2 import words
 from demo_k2.knowledge import CAPITALS
 from demo_k2.patterns import as_typed, chosen
-from demo_k2.words import Draw
+from demo_k2.words import Draw, with_article
 
 _SLOT = re.compile(r"<(\d)([bc]?)>")
 _FIELD = re.compile(r"<(\w+)>")
@@ -261,11 +261,11 @@ def invented(draw: Draw) -> Tool:
     forms = ["{with|for|using} {the |}%s <%d>", "with %s: <%d>", "{where the|whose} %s is <%d>"]
     phrases = [draw.choice(forms) % (name, i) for i, name in enumerate(names, 1)]
     joined = " and ".join(phrases) if len(phrases) < 3 else ", ".join(phrases)
-    what = draw.choice([f"the {thing}", f"my {thing}", _a(thing)])
+    what = draw.choice([f"the {thing}", f"my {thing}", with_article(thing)])
     request = f"{{|please |can you |I want to }}{verb} {what} {joined}{{.|}}"
     return Tool(
         _cased(f"{verb}_{thing.replace(' ', '_')}", draw),
-        draw.choice([f"{verb.capitalize()} {_a(thing)}.", f"Use this to {verb} {what}."]),
+        draw.choice([f"{verb.capitalize()} {with_article(thing)}.", f"Use this to {verb} {what}."]),
         parameters,
         [request],
         [],
@@ -336,10 +336,6 @@ def _value(kind: str, draw: Draw) -> Any:
     if kind in _CHOICES:
         return draw.choice(_CHOICES[kind])
     return _VALUES[kind](draw)
-
-
-def _a(noun: str) -> str:
-    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
 def _cased(name: str, draw: Draw) -> str:

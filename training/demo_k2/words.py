@@ -220,3 +220,7 @@ class Draw(random.Random):
 def is_held_out(text: str) -> bool:
     """Whether this text is kept for evaluation: one in six is."""
     return zlib.crc32(text.lower().encode()) % 6 == 0
+
+
+def with_article(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
