@@ -3,8 +3,8 @@
 //
 // The activations of a tile of tokens are transposed, a chunk of columns at a time (it stays in
 // L1), so that one vector holds the same four columns of all of them. Four codes of a weight row,
-// broadcast, meet it in one multiplication. Four rows go together, to load the activations once for
-// them.
+// broadcast, meet it in one multiplication. Several rows go together, to load the activations once
+// for them and because the sum of one row is a chain of instructions that wait for each other.
 #pragma once
 
 #include "units.h"
@@ -16,10 +16,13 @@ constexpr int kChunkUnits = 4;  // 1024 columns: 1 KB of transposed codes a toke
 
 // Row: for the tokens that fill no tile. Lanes: what the instruction set decides.
 //   kLanes, kMinTokens    see multiply_in_tiles
+//   kRows                 that go together
 //   Ints, Floats          vectors of kLanes elements
 //   kStep                 columns of one multiply(), a multiple of 4
-//   UnpackedRow           one unit of a row: scale(group), min(group)
+//   UnpackedRow           one unit of a row: scale(group), min(group), start(group), where the
+//                         group's sum of products begins
 //   unpack(bytes, out)    from a unit's bytes
+//   prepare(codes)        of the activations, as multiply() wants them
 //   multiply(row, at, x, sum)
 //                         sum and the products of kStep columns of an unpacked row from `at`
 //   add(sum, product, scales, scale, sums, min)
@@ -44,7 +47,8 @@ class TiledKernel {
       const int count = static_cast<int>(units - u < kChunkUnits ? units - u : kChunkUnits);
       transpose_activations(call.x, tokens, u, count, chunk);
       int64_t r = 0;
-      for (; r + 4 <= call.rows; r += 4) add_rows<4>(call, chunk, r, u, count, total + r);
+      for (; r + Lanes::kRows <= call.rows; r += Lanes::kRows)
+        add_rows<Lanes::kRows>(call, chunk, r, u, count, total + r);
       for (; r < call.rows; ++r) add_rows<1>(call, chunk, r, u, count, total + r);
     }
     for (int64_t r = 0; r < call.rows; ++r) {
@@ -87,7 +91,7 @@ class TiledKernel {
         const int begin = g * Format::kGroup;
         const Ints* codes = chunk.codes + (c * kUnit + begin) / 4;
         Ints product[R];
-        for (int i = 0; i < R; ++i) product[i] = Ints{};
+        for (int i = 0; i < R; ++i) product[i] = rows[i].start(g);
         for (int at = 0; at < Format::kGroup; at += Lanes::kStep)
           for (int i = 0; i < R; ++i)
             product[i] = Lanes::multiply(rows[i], begin + at, codes + at / 4, product[i]);
@@ -116,6 +120,7 @@ class TiledKernel {
       sums[t] = Format::kGroup == 16 ? x[t].half_sums + unit * 16 : x[t].sums + unit * 8;
     }
     Lanes::transpose(codes, tokens, blocks(count * kUnit / 4), out.codes);
+    for (int i = 0; i < count * kUnit / 4; ++i) out.codes[i] = Lanes::prepare(out.codes[i]);
     Lanes::transpose(scales, tokens, blocks(count * 8), out.scales);
     Lanes::transpose(sums, tokens, blocks(count * kGroups), out.sums);
   }

@@ -9,7 +9,7 @@ namespace {
 
 template <class Format>
 struct EightTokens {
-  static constexpr int kLanes = 8, kMinTokens = 5, kStep = 8;
+  static constexpr int kLanes = 8, kMinTokens = 5, kRows = 4, kStep = 8;
   using Ints = __m256i;
   using Floats = __m256;
 
@@ -21,6 +21,7 @@ struct EightTokens {
 
     HK2_INLINE float scale(int g) const { return scales[g]; }
     HK2_INLINE float min(int g) const { return mins[g]; }
+    HK2_INLINE __m256i start(int) const { return _mm256_setzero_si256(); }
   };
 
   static HK2_INLINE void unpack(const uint8_t* bytes, UnpackedRow& out) {
@@ -34,6 +35,8 @@ struct EightTokens {
       _mm256_store_ps(out.mins + 8 * i, w.mins[i]);
     }
   }
+
+  static HK2_INLINE __m256i prepare(__m256i codes) { return codes; }
 
   // Four products of unsigned codes (at most 63) fit 16 bits, of signed ones two.
   static HK2_INLINE __m256i multiply(const UnpackedRow& row, int at, const __m256i* x,
