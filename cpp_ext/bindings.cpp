@@ -132,7 +132,7 @@ void py_batched_linear(ThreadPool& pool, const KernelTable& kernels, const PyMat
 
 void py_moe(ThreadPool& pool, const KernelTable& kernels, const PyMatrix& gate, const PyMatrix& up,
             const PyMatrix& down, const py::object& x, const py::object& expert_ids,
-            const py::object& weights, const py::object& y, int64_t packed_bytes) {
+            const py::object& weights, const py::object& y, bool add, int64_t packed_bytes) {
   const int64_t experts = gate.matrix.stack, width = gate.matrix.rows, hidden = gate.matrix.cols;
   check_shape("up", up, {experts, width, hidden});
   check_shape("down", down, {experts, hidden, width});
@@ -146,6 +146,7 @@ void py_moe(ThreadPool& pool, const KernelTable& kernels, const PyMatrix& gate, 
   call.top_k = shape_of(py::reinterpret_borrow<py::array>(expert_ids))[1];
   call.weights = check_array<float>("weights", weights, {call.tokens, call.top_k});
   call.y = check_output("y", y, {call.tokens, hidden});
+  call.add = add;
   if (packed_bytes < 0) reject("packed_bytes", std::to_string(packed_bytes), "at least 0");
   call.packed_bytes = packed_bytes;
   for (int64_t i = 0; i < call.tokens * call.top_k; ++i)
@@ -340,13 +341,13 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("batched_linear", &py_batched_linear, py::arg("pool"), py::arg("kernels"),
         py::arg("matrix"), py::arg("x"), py::arg("y"),
         "y[S, T, rows] = x[S, T, cols] @ matrix[S].T, float32.");
-  m.def(
-      "moe", &py_moe, py::arg("pool"), py::arg("kernels"), py::arg("gate"), py::arg("up"),
-      py::arg("down"), py::arg("x"), py::arg("expert_ids"), py::arg("weights"), py::arg("y"),
-      py::arg("packed_bytes") = kPackedBytes,
-      "y[T, H] = sum over k of weights[T, k] * down(silu(gate x) * up x) of expert_ids[T, k]; -1 "
-      "skips; one parallel region. packed_bytes bounds the scratch memory for packed tokens, where "
-      "the tier has tiles.");
+  m.def("moe", &py_moe, py::arg("pool"), py::arg("kernels"), py::arg("gate"), py::arg("up"),
+        py::arg("down"), py::arg("x"), py::arg("expert_ids"), py::arg("weights"), py::arg("y"),
+        py::arg("add") = false, py::arg("packed_bytes") = kPackedBytes,
+        "y[T, H] = sum over k of weights[T, k] * down(silu(gate x) * up x) of expert_ids[T, k]; -1 "
+        "skips; one parallel region. add: to what y holds. packed_bytes bounds the scratch memory "
+        "for packed tokens, where "
+        "the tier has tiles.");
   py::class_<PyHandoff>(m, "Handoff",
                         "Routed experts for a GPU in the middle of a step; see hk2/handoff.h.")
       .def(py::init<const py::object&, const py::object&, const py::list&, const py::object&,

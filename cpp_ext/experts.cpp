@@ -334,11 +334,11 @@ class MoeRegion {
     }
   }
 
-  // y[:, rows] = sum over the experts. One task owns these rows of y, so nothing is shared and the
-  // order is fixed.
+  // y[:, rows] (+)= sum over the experts. One task owns these rows of y, so nothing is shared and
+  // the order is fixed.
   void down(const Round& round, const NodeTasks& node, int64_t task, int64_t next, int worker) {
     const int64_t first = node.out_begins[task], rows = node.out_begins[task + 1] - first;
-    if (round.begin == 0)
+    if (round.begin == 0 && !call_.add)
       for (int64_t t = 0; t < call_.tokens; ++t)
         std::fill_n(call_.y + t * hidden_ + first, rows, 0.0f);
     for (int64_t g = round.begin; g < round.end; ++g) {

@@ -50,12 +50,13 @@ class CpuKernels(Protocol):
         expert_ids: torch.Tensor,
         weights: torch.Tensor,
         out: torch.Tensor | None = None,
+        add: bool = False,
     ) -> torch.Tensor:
         """sum_k weights[t, k] * down_e(silu(gate_e(x)) * up_e(x)) with e = expert_ids[t, k]; -1
         skips.
 
         x: [T, H] float32.  expert_ids: [T, K] int32.  weights: [T, K] float32.  Returns [T, H]
-        float32, `out` where it is given.
+        float32, `out` where it is given; with add, what that held is a part of the sum.
         """
 
     def counters(self) -> KernelCounters:
@@ -131,6 +132,7 @@ class NativeKernels:
         expert_ids: torch.Tensor,
         weights: torch.Tensor,
         out: torch.Tensor | None = None,
+        add: bool = False,
     ) -> torch.Tensor:
         y = torch.empty_like(x) if out is None else out
         self._cpu.moe(
@@ -143,6 +145,7 @@ class NativeKernels:
             _array(expert_ids),
             _array(weights),
             y.numpy(),
+            add=add,
         )
         return y
 

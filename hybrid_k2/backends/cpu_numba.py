@@ -73,8 +73,11 @@ class NumbaKernels:
         expert_ids: torch.Tensor,
         weights: torch.Tensor,
         out: torch.Tensor | None = None,
+        add: bool = False,
     ) -> torch.Tensor:
-        y = torch.zeros_like(x) if out is None else out.zero_()
+        y = torch.zeros_like(x) if out is None else out
+        if not add:
+            y.zero_()
         self._skipped += int((expert_ids < 0).sum())
         for expert_id in expert_ids.unique().tolist():
             if expert_id < 0:

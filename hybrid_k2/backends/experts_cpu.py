@@ -82,12 +82,19 @@ class ExpertsCpu:
         """
         return None
 
-    def sync(self, slot: ExpertsSlot) -> torch.Tensor:
-        """Computes the slot; returns [T, hidden] float32 on the device that x came from."""
+    def sync(self, slot: ExpertsSlot, shared: torch.Tensor | None = None) -> torch.Tensor:
+        """Computes the slot; returns [T, hidden] float32 on the device that x came from, or with
+        `shared`, the shared expert's result, both together in its memory.
+        """
         if slot.copied is not None:
             slot.copied.synchronize()
-        y = self.kernels.moe(*self.matrices, slot.x, slot.expert_ids, slot.weights)
-        return y.to(slot.result_device)
+        inputs = (*self.matrices, slot.x, slot.expert_ids, slot.weights)
+        if shared is None:
+            return self.kernels.moe(*inputs).to(slot.result_device)
+        # Where all is in host memory, nothing is cleared, allocated or added up.
+        if shared.device.type == "cpu" and shared.is_contiguous():
+            return self.kernels.moe(*inputs, out=shared, add=True)
+        return shared.add_(self.kernels.moe(*inputs).to(shared.device))
 
 
 def _pinned_copy(tensor: torch.Tensor) -> torch.Tensor:

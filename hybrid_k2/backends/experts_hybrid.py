@@ -182,12 +182,14 @@ class ExpertsHybrid(ExpertsCpu):
             return on_host
         return HybridSlot(x, expert_ids, weights, on_host)
 
-    def sync(self, slot: ExpertsSlot | HybridSlot) -> torch.Tensor:
-        """Computes the slot; returns [T, hidden] float32 on the device that x came from."""
+    def sync(
+        self, slot: ExpertsSlot | HybridSlot, shared: torch.Tensor | None = None
+    ) -> torch.Tensor:
         if isinstance(slot, ExpertsSlot):
-            return super().sync(slot)
+            return super().sync(slot, shared)
         with launching_on(self.gpu):
-            return self._on_both(slot)
+            y = self._on_both(slot)
+        return y if shared is None else shared.add_(y.to(shared.device))
 
     def gpu_hits(self, shape: tuple[int, ...], bus_hits: torch.Tensor) -> "GpuHits | None":
         if self.resident is None and self.on_bus is None:

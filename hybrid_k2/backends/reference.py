@@ -60,8 +60,8 @@ class Experts:
         """x: [T, hidden] float32.  expert_ids: [T, K] int32, -1 skips.  weights: [T, K] float32."""
         return x, expert_ids, weights
 
-    def sync(self, slot: Slot) -> torch.Tensor:
-        """Returns [T, hidden] float32 on the device that x came from."""
+    def sync(self, slot: Slot, shared: torch.Tensor | None = None) -> torch.Tensor:
+        """Returns [T, hidden] float32 on the device that x came from, or `shared` with it added."""
         x, expert_ids, weights = (tensor.to(self.device) for tensor in slot)
         y = torch.zeros_like(x)
         for expert_id in expert_ids.unique().tolist():
@@ -71,7 +71,7 @@ class Experts:
             gate, up, down = (w.dequantise(expert_id).to(self.device) for w in self._weights)
             out = swiglu(x[tokens], gate, up, down) * weights[tokens, choice, None]
             y.index_add_(0, tokens, out)
-        return y.to(slot[0].device)
+        return y.to(slot[0].device) if shared is None else shared.add_(y.to(shared.device))
 
 
 def swiglu(

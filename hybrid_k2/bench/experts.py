@@ -76,10 +76,11 @@ class HybridK2:
 
     def prepare(self, inputs: Inputs) -> None:
         self._inputs = inputs
+        self._y = torch.empty_like(inputs.x).fill_(0)  # the shared expert's result, in memory
 
     def compute(self) -> None:
         x, ids, weights = self._inputs.x, self._inputs.ids, self._inputs.weights
-        self._y = self._kernels.moe(*self._matrices, x, ids, weights)
+        self._kernels.moe(*self._matrices, x, ids, weights, out=self._y, add=True)
 
     def output(self) -> torch.Tensor:
         return self._y

@@ -52,7 +52,7 @@ class KtKernel:
         self._x = inputs.x.bfloat16()
         self._ids = inputs.ids.long()
         self._weights = inputs.weights
-        self._y = torch.empty_like(self._x)
+        self._y = torch.empty_like(self._x).fill_(0)  # pages that are there
         self._num_tokens = torch.tensor([len(self._x)], dtype=torch.int32)
 
     def compute(self) -> None:

@@ -108,12 +108,12 @@ class TimedKernels(NativeKernels):
         self.layers: list[tuple[float, float, int, int]] = []
 
     def moe(
-        self, gate: Any, up: Any, down: Any, x: Any, expert_ids: Any, weights: Any, out: Any = None
+        self, gate: Any, up: Any, down: Any, x: Any, expert_ids: Any, weights: Any, **how: Any
     ) -> Any:
         if gate.shape[0] == 1:  # a dense layer
-            return super().moe(gate, up, down, x, expert_ids, weights, out)
+            return super().moe(gate, up, down, x, expert_ids, weights, **how)
         began = time.perf_counter()
-        y = super().moe(gate, up, down, x, expert_ids, weights, out)
+        y = super().moe(gate, up, down, x, expert_ids, weights, **how)
         self.layers.append((began, time.perf_counter(), _distinct(expert_ids), 0))
         return y
 

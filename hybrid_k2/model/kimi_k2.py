@@ -219,7 +219,7 @@ class MixtureOfExperts:
             expert_ids, late_ids = _deferred(expert_ids, weights, self._experts.deferred_experts)
         slot = self._experts.submit(x, expert_ids, weights)
         shared = self._shared_experts(x)
-        y = shared + self._experts.sync(slot).to(shared.device)
+        y = self._experts.sync(slot, shared)
         if late_ids is None:
             return y, None
         return y, self._experts.sync(self._experts.submit(x, late_ids, weights))

@@ -111,6 +111,22 @@ def test_skipped_repeated_and_zero_weight_experts(rng, tier):
 
 
 @tiers
+@pytest.mark.parametrize("packed_bytes", [0, 1 << 20])  # tokens for tiles in rounds, or at once
+def test_experts_are_added_to_what_y_holds(rng, tier, packed_bytes):
+    layer = Layer(rng)
+    x, ids, weights = routed(rng, 40, 3, 6, 256)
+    ids[7] = -1
+    before = rng.standard_normal(x.shape).astype(np.float32)
+    y = before.copy()
+    matrices = [_cpu.Matrix(s.data, s.quant, s.shape) for s in (layer.gate, layer.up, layer.down)]
+    call = (_cpu.ThreadPool(2), _cpu.Kernels(tier), *matrices, x, ids, weights)
+    _cpu.moe(*call, y, add=True, packed_bytes=packed_bytes)
+    np.testing.assert_array_equal(y[7], before[7])
+    alone = layer.run(tier, 2, x, ids, weights)
+    np.testing.assert_allclose(y, before + alone, atol=1e-5 * np.abs(alone).max())
+
+
+@tiers
 def test_no_token_and_no_expert_per_token_are_allowed(rng, tier):
     layer = Layer(rng)
     x, ids, weights = routed(rng, 4, 2, 6, 256)

@@ -50,7 +50,7 @@ def module_tensors(module_class: str, quant: str) -> dict[str, StoredTensor]:
     }
 
 
-def run(module, module_class: str) -> torch.Tensor:
+def run(module, module_class: str, shared: torch.Tensor | None = None) -> torch.Tensor:
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(TOKENS, HIDDEN, generator=generator)
     if module_class not in NEEDS_STACK:
@@ -58,7 +58,8 @@ def run(module, module_class: str) -> torch.Tensor:
     ids = torch.stack([torch.randperm(EXPERTS, generator=generator) for _ in range(TOKENS)])
     ids = ids[:, :CHOSEN].to(torch.int32)
     ids[1, 0] = -1
-    return module.sync(module.submit(x, ids, torch.rand(TOKENS, CHOSEN, generator=generator)))
+    slot = module.submit(x, ids, torch.rand(TOKENS, CHOSEN, generator=generator))
+    return module.sync(slot) if shared is None else module.sync(slot, shared)
 
 
 @pytest.mark.parametrize("quant", WRITABLE)
@@ -72,6 +73,19 @@ def test_a_cpu_backend_computes_what_the_reference_computes(name, quant, kernels
         error = (y - expected).norm() / expected.norm()
         # int8 activations with a scale per 32 keep under 1.3%; float types only round.
         assert error < (1e-5 if quant in ("F32", "F16", "BF16") else 0.013)
+
+
+@pytest.mark.parametrize("name", ("reference", "experts_cpu"))
+def test_experts_are_added_to_the_shared_experts_result_in_its_memory(name, kernels):
+    tensors = module_tensors("Experts", "Q4_0")
+    experts = registry.create(name, "Experts", tensors, SimpleNamespace(kernels=kernels))
+    shared = torch.randn(TOKENS, HIDDEN, generator=torch.Generator().manual_seed(4))
+    apart = torch.empty(HIDDEN, TOKENS).t().copy_(shared)  # not contiguous
+    expected = shared + run(experts, "Experts")
+    for place in (shared, apart):
+        both = run(experts, "Experts", place)
+        assert both.data_ptr() == place.data_ptr()
+        torch.testing.assert_close(both, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_numba_covers_a_type_without_a_decoder_of_its_own():

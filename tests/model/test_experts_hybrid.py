@@ -184,6 +184,19 @@ def test_layers_of_larger_experts_fit_the_places_that_all_share():
 
 
 @pytest.mark.usefixtures("pretended_gpu")
+@pytest.mark.parametrize("tokens", [31, 64])  # on the CPU alone; on both
+def test_experts_are_added_to_the_shared_experts_result(tokens):
+    rng = np.random.default_rng(3)
+    context = BackendContext(SimpleNamespace(), RUNTIME, open_cpu_kernels(RUNTIME))
+    on_cpu, on_both = layer(rng, ("Q4_0",) * 3, context)
+    inputs = prompt(rng, tokens)
+    expected = on_cpu.sync(on_cpu.submit(*inputs))
+    shared = torch.full_like(expected, 2)
+    both = on_both.sync(on_both.submit(*inputs), shared)
+    assert both is shared and (both - 2 - expected).norm() < TOLERANCE * expected.norm()
+
+
+@pytest.mark.usefixtures("pretended_gpu")
 def test_a_few_tokens_stay_on_the_cpu():
     rng = np.random.default_rng(2)
     context = BackendContext(SimpleNamespace(), RUNTIME, open_cpu_kernels(RUNTIME))

@@ -15,8 +15,9 @@ struct MoeCall {
   const int32_t*
       expert_ids;        // [tokens, top_k], each -1 (skipped) or below E: checked by the caller
   const float* weights;  // [tokens, top_k]
-  float* y;              // [tokens, H], overwritten
+  float* y;              // [tokens, H]
   int64_t tokens, top_k;
+  bool add = false;                     // to what y holds; else that is overwritten
   int64_t packed_bytes = kPackedBytes;  // for tokens packed at a time; one expert's always are
 };
 

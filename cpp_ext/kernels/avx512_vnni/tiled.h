@@ -44,9 +44,8 @@ struct SixteenTokens {
     for (int j = 0; j < 4; ++j) {
       out.codes[j] = kLarge ? _mm512_xor_si512(w.codes[j], least) : w.codes[j];
       // `least` is -128 as the second factor and 128 as the first.
-      starts[j] = kLarge
-                      ? _mm512_sub_epi32(zero, _mm512_dpbusd_epi32(zero, least, out.codes[j]))
-                      : _mm512_dpbusd_epi32(zero, w.codes[j], least);
+      starts[j] = kLarge ? _mm512_sub_epi32(zero, _mm512_dpbusd_epi32(zero, least, out.codes[j]))
+                         : _mm512_dpbusd_epi32(zero, w.codes[j], least);
     }
     __m512i reduced = reduce<Format::kMaxCode>(starts);
     if (Format::kGroup == 32)  // both halves of a group
