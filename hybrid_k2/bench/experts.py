@@ -100,6 +100,7 @@ def measure_experts(
 
     A row takes about `seconds` and at least 3 runs. Raises BadInputError where a peer is absent.
     """
+    torch.set_num_threads(1)  # as the engine has it: torch's threads spin when they are done
     rng = np.random.Generator(np.random.SFC64(1))
     kernels = NativeKernels(_cpu, runtime)
     layer = synthetic_layer(rng, quant, shape, huge_pages)
