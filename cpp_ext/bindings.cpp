@@ -346,8 +346,7 @@ PYBIND11_MODULE(_cpu, m) {
         py::arg("add") = false, py::arg("packed_bytes") = kPackedBytes,
         "y[T, H] = sum over k of weights[T, k] * down(silu(gate x) * up x) of expert_ids[T, k]; -1 "
         "skips; one parallel region. add: to what y holds. packed_bytes bounds the scratch memory "
-        "for packed tokens, where "
-        "the tier has tiles.");
+        "for packed tokens, where the tier has tiles.");
   py::class_<PyHandoff>(m, "Handoff",
                         "Routed experts for a GPU in the middle of a step; see hk2/handoff.h.")
       .def(py::init<const py::object&, const py::object&, const py::list&, const py::object&,
